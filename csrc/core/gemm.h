@@ -1,0 +1,217 @@
+// The product core. B is packed in panels of a few vectors; a register tile multiplies rows of A with a panel; the
+// kernel's own ending takes the tile while it is in registers.
+//
+//   panel layout   panel p covers kTileVectors vectors of columns; inside it [k][column], zero-padded to whole vectors;
+//                  the last panel of a matrix holds only the vectors it needs.
+//   summation      every output element is one chain of fused multiply-adds over k in ascending order, whatever the
+//                  tile's shape and the number of threads (kSplit chains where a caller asks for it).
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "core/math.h"
+#include "core/vec.h"
+
+namespace pykernels {
+
+template <typename Op>
+using AccOf = typename Operand<Op>::Acc;
+
+template <typename Op, int Rows, int Vectors>
+using Tile = Vec<AccOf<Op>>[Rows][Vectors];
+
+// Rows of A anywhere in memory, k contiguous.
+template <typename Op, int Rows>
+struct RowPointers {
+    const Op* row[Rows];
+    const Op* at(int m, int64_t k) const { return row[m] + k; }
+};
+
+// A packed [k][Rows].
+template <typename Op, int Rows>
+struct PackedRows {
+    const Op* data;
+    const Op* at(int m, int64_t k) const { return data + k * Rows + m; }
+};
+
+// Stops the compiler from loading a panel vector again for each row.
+template <typename Register>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Register& r) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+    if constexpr (requires { r.values; }) {
+        asm("" : "+v"(r.values));
+    } else {
+        asm("" : "+v"(r));
+    }
+#endif
+}
+
+// tile += A (Rows x depth) * panel (depth x Vectors).
+template <typename Op, int Rows, int Vectors, typename A>
+[[gnu::always_inline]] inline void multiply(const A& a, const Op* panel, int64_t depth, Tile<Op, Rows, Vectors>& tile) {
+    using O = Operand<Op>;
+    constexpr int width = kWidth<AccOf<Op>>;
+    for (int64_t k = 0; k < depth; ++k) {
+        typename O::Register b[Vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            b[v] = O::load(panel + (k * Vectors + v) * width);
+            if constexpr (Rows > 1 && (Rows + 1) * Vectors < kRegisters) keep_in_register(b[v]);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < Rows; ++m) {
+            const auto value = O::broadcast(a.at(m, k));
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) tile[m][v] = O::multiply_add(value, b[v], tile[m][v]);
+        }
+    }
+}
+
+// The same for a single row, in kSplit interleaved chains: one row alone cannot fill the multiply-add pipeline.
+inline constexpr int kSplit = 4;
+template <typename Op, int Vectors, typename A>
+[[gnu::always_inline]] inline void multiply_split(const A& a, const Op* panel, int64_t depth, Tile<Op, 1, Vectors>& tile) {
+    using O = Operand<Op>;
+    using Acc = AccOf<Op>;
+    constexpr int width = kWidth<Acc>;
+    Vec<Acc> chain[kSplit][Vectors];
+#pragma GCC unroll 8
+    for (int s = 0; s < kSplit; ++s)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) chain[s][v] = Vec<Acc>(Acc(0));
+    int64_t k = 0;
+    for (; k + kSplit <= depth; k += kSplit) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSplit; ++s) {
+            const auto value = O::broadcast(a.at(0, k + s));
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v)
+                chain[s][v] = O::multiply_add(value, O::load(panel + ((k + s) * Vectors + v) * width), chain[s][v]);
+        }
+    }
+    for (; k < depth; ++k) {
+        const auto value = O::broadcast(a.at(0, k));
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v)
+            chain[0][v] = O::multiply_add(value, O::load(panel + (k * Vectors + v) * width), chain[0][v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v)
+        tile[0][v] = tile[0][v] + ((chain[0][v] + chain[1][v]) + (chain[2][v] + chain[3][v]));
+}
+
+template <typename Op, int Rows, int Vectors>
+[[gnu::always_inline]] inline void clear(Tile<Op, Rows, Vectors>& tile) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<AccOf<Op>>(AccOf<Op>(0));
+}
+
+// Stores the tile row by row, `stride` elements apart, for an ending that walks over rows.
+template <typename Op, int Rows, int Vectors>
+[[gnu::always_inline]] inline void spill(const Tile<Op, Rows, Vectors>& tile, AccOf<Op>* out, int64_t stride) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) tile[m][v].store(out + m * stride + v * kWidth<AccOf<Op>>);
+}
+
+// Calls visit(std::integral_constant<int, n>, first_row) over `rows` rows in tiles of nearly equal height n <= Max. A
+// tile of one row occurs only when rows == 1.
+template <int Max = kTileRows, typename Visit>
+[[gnu::always_inline]] inline void for_row_tiles(int64_t rows, const Visit& visit) {
+    if (rows <= 0) return;
+    const int64_t tiles = (rows + Max - 1) / Max, height = rows / tiles, higher = rows % tiles;
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+        const int n = static_cast<int>(height + (i < higher));
+        [&]<int... N>(std::integer_sequence<int, N...>) {
+            (void)((n == N + 1 && (visit(std::integral_constant<int, N + 1>{}, row), true)) || ...);
+        }(std::make_integer_sequence<int, Max>{});
+        row += n;
+    }
+}
+
+// Calls visit(std::integral_constant<int, n>) with the number of vectors n <= kTileVectors.
+template <typename Visit>
+[[gnu::always_inline]] inline void with_vectors(int vectors, const Visit& visit) {
+    [&]<int... N>(std::integer_sequence<int, N...>) {
+        (void)((vectors == N + 1 && (visit(std::integral_constant<int, N + 1>{}), true)) || ...);
+    }(std::make_integer_sequence<int, kTileVectors>{});
+}
+
+// A matrix's columns as panels of `per_panel` vectors.
+template <typename Op>
+struct Panels {
+    static constexpr int width = kWidth<AccOf<Op>>;
+    int64_t columns, depth;
+    int per_panel = kTileVectors;
+
+    // Panels no wider than needed for `parts` workers to have one each.
+    static Panels for_parts(int64_t columns, int64_t depth, int64_t parts) {
+        const int64_t vectors = (columns + width - 1) / width;
+        return {columns, depth, static_cast<int>(std::clamp<int64_t>((vectors + parts - 1) / parts, 1, kTileVectors))};
+    }
+    int64_t span() const { return int64_t(width) * per_panel; }
+    int64_t count() const { return (columns + span() - 1) / span(); }
+    int64_t column(int64_t panel) const { return panel * span(); }
+    int vectors(int64_t panel) const {
+        return static_cast<int>((std::min(columns - column(panel), span()) + width - 1) / width);
+    }
+    int64_t offset(int64_t panel) const { return column(panel) * depth; }
+    int64_t size() const { return (columns + width - 1) / width * width * depth; }
+};
+
+// Uninitialised memory aligned to cache lines.
+template <typename T>
+class Buffer {
+  public:
+    explicit Buffer(int64_t count = 0)
+        : data_(count ? static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})) : nullptr) {}
+    T* get() const { return data_.get(); }
+    T& operator[](int64_t i) const { return data_.get()[i]; }
+    operator T*() const { return data_.get(); }
+
+  private:
+    struct Free {
+        void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+    };
+    std::unique_ptr<T[], Free> data_;
+};
+
+// Packs rows k0 … k0+depth of B, each a contiguous run of columns found by row(k), into one panel of `vectors` vectors.
+template <typename T, typename Row>
+void pack_rows(const Row& row, int64_t depth, int64_t column, int64_t columns, int vectors, T* panel) {
+    const int64_t padded = int64_t(vectors) * kWidth<T>, used = std::min(columns - column, padded);
+    for (int64_t k = 0; k < depth; ++k, panel += padded) {
+        const T* source = row(k);
+        if (source == nullptr) {
+            std::fill(panel, panel + padded, T(0));
+        } else {
+            std::copy(source + column, source + column + used, panel);
+            std::fill(panel + used, panel + padded, T(0));
+        }
+    }
+}
+
+// Packs `count` rows of a row-major matrix (k contiguous, `stride` apart) as columns first … first+count of a panel of
+// `columns` columns: panel[k][first + j] = source[j * stride + k].
+template <typename Op>
+void pack_transposed(const Op* source, int64_t stride, int64_t count, int64_t depth, Op* panel, int64_t columns) {
+    constexpr int64_t block = 16;
+    if constexpr (sizeof(Op) == 4) {
+        using F = float;  // only bits are moved
+        for (int64_t k = 0; k < depth; k += block)
+            at::vec::transpose_mxn<F>(reinterpret_cast<const F*>(source + k), stride, reinterpret_cast<F*>(panel + k * columns),
+                                      columns, static_cast<int>(count), static_cast<int>(std::min(block, depth - k)));
+    } else {
+        for (int64_t k0 = 0; k0 < depth; k0 += block)
+            for (int64_t j = 0; j < count; ++j)
+                for (int64_t k = k0; k < std::min(k0 + block, depth); ++k) panel[k * columns + j] = source[j * stride + k];
+    }
+}
+
+}  // namespace pykernels

@@ -1,0 +1,141 @@
+// Large products C (M x N) = A B, blocked for the caches: one thread's part. The sum over k is one chain of fused
+// multiply-adds in ascending order, whatever the blocks and the threads.
+#pragma once
+
+#include "core/gemm.h"
+#include "core/parallel.h"
+
+namespace pykernels {
+
+inline constexpr int64_t kDepthBlock = 128;   // a panel of B of this depth stays in the first-level cache
+inline constexpr int64_t kRowBlock = 96;      // rows of A packed at once
+inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: a part of the second-level cache
+
+// A found row by row: row(m) points at depth contiguous values. Multiplied in place.
+template <typename T, typename Row>
+struct RowsOfA {
+    Row row;
+    static constexpr bool packs = false;
+};
+
+// A found column by column: column(k) points at contiguous rows, null for zeros. Packed before use.
+template <typename T, typename Column>
+struct ColumnsOfA {
+    Column column;
+    static constexpr bool packs = true;
+};
+
+template <typename T, typename Row>
+RowsOfA<T, Row> rows_of_a(Row row) {
+    return {row};
+}
+template <typename T, typename Column>
+ColumnsOfA<T, Column> columns_of_a(Column column) {
+    return {column};
+}
+
+template <typename T>
+struct Destination {
+    T* data;
+    int64_t stride;
+    bool accumulate;
+};
+
+namespace detail {
+
+// Adds A panel to Rows x Vectors elements of C; `first` starts from zero instead.
+template <typename T, int Rows, int Vectors, typename A>
+inline void update(const A& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool first) {
+    constexpr int width = kWidth<T>;
+    Tile<T, Rows, Vectors> tile;
+    if (columns == Vectors * width) {
+        if (first) {
+            clear<T, Rows, Vectors>(tile);
+        } else {
+#pragma GCC unroll 8
+            for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<T>::loadu(c + m * stride + v * width);
+        }
+        multiply<T, Rows, Vectors>(a, panel, depth, tile);
+        spill<T, Rows, Vectors>(tile, c, stride);
+        return;
+    }
+    alignas(64) T edge[Rows * Vectors * width] = {};
+    for (int m = 0; m < Rows && !first; ++m) std::copy_n(c + m * stride, columns, edge + m * Vectors * width);
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<T>::loadu(edge + (m * Vectors + v) * width);
+    multiply<T, Rows, Vectors>(a, panel, depth, tile);
+    spill<T, Rows, Vectors>(tile, edge, Vectors * width);
+    for (int m = 0; m < Rows; ++m) std::copy_n(edge + m * Vectors * width, columns, c + m * stride);
+}
+
+}  // namespace detail
+
+// C[rows, columns] = A B over k in [0, depth), for the given ranges. row_of_b(k) points at all columns of row k of B,
+// null for zeros.
+template <typename T, typename A, typename RowOfB>
+void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int64_t depth, const Destination<T>& c) {
+    constexpr int width = kWidth<T>;
+    if (rows.size() <= 0 || columns.size() <= 0) return;
+    Buffer<T> packed_b(kDepthBlock * std::min<int64_t>(kColumnBlock, (columns.size() + width - 1) / width * width));
+    Buffer<T> packed_a(A::packs ? kDepthBlock * kRowBlock : 0);
+    for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kColumnBlock) {
+        const int64_t n1 = std::min(n0 + kColumnBlock, columns.end);
+        for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepthBlock) {
+            const int64_t deep = std::min(kDepthBlock, depth - k0);
+            const bool first = k0 == 0 && !c.accumulate;
+            const Panels<T> panels{n1 - n0, deep};
+            for (int64_t p = 0; p < panels.count(); ++p)
+                pack_rows<T>([&](int64_t k) { return row_of_b(k0 + k); }, deep, n0 + panels.column(p), n1, panels.vectors(p),
+                             packed_b + panels.offset(p));
+            for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kRowBlock) {
+                const int64_t height = std::min(kRowBlock, rows.end - m0);
+                if constexpr (A::packs)
+                    for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+                        T* out = packed_a + row * deep;
+                        for (int64_t k = 0; k < deep; ++k, out += Rows) {
+                            const T* source = a.column(k0 + k);
+                            for (int m = 0; m < Rows; ++m) out[m] = source ? source[m0 + row + m] : T(0);
+                        }
+                    });
+                for (int64_t p = 0; p < panels.count(); ++p) {
+                    const int64_t column = n0 + panels.column(p);
+                    const T* panel = packed_b + panels.offset(p);
+                    with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+                        const int64_t used = std::min<int64_t>(Vectors * width, n1 - column);
+                        for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+                            T* out = c.data + (m0 + row) * c.stride + column;
+                            if constexpr (A::packs) {
+                                detail::update<T, Rows, Vectors>(PackedRows<T, Rows>{packed_a + row * deep}, panel, deep, out,
+                                                                 c.stride, used, first);
+                            } else {
+                                RowPointers<T, Rows> pointers;
+                                for (int m = 0; m < Rows; ++m) pointers.row[m] = a.row(m0 + row + m) + k0;
+                                detail::update<T, Rows, Vectors>(pointers, panel, deep, out, c.stride, used, first);
+                            }
+                        });
+                    });
+                }
+            }
+        }
+    }
+}
+
+// This thread's share of the larger side of C.
+template <typename T, typename A, typename RowOfB>
+void product_share(const A& a, const RowOfB& row_of_b, int64_t rows, int64_t columns, int64_t depth, const Destination<T>& c,
+                   int64_t part, int64_t parts) {
+    const int64_t panel = kTileVectors * kWidth<T>;
+    Range mine_rows{0, rows}, mine_columns{0, columns};
+    if (rows / kTileRows >= columns / panel) {
+        mine_rows = share(rows, part, parts, kTileRows);
+    } else {
+        mine_columns = share(columns, part, parts, panel);
+    }
+    product<T>(a, row_of_b, mine_rows, mine_columns, depth, c);
+}
+
+}  // namespace pykernels

@@ -1,0 +1,129 @@
+// What the recurrent kernels share: who does what in a time loop, and recurrent weights as panels of interleaved gates.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/gemm.h"
+#include "core/parallel.h"
+
+namespace pykernels {
+
+// Splits a time loop over threads: first by direction, then by slices of the batch (which never wait for each other)
+// while each slice keeps enough rows and the weights fit every core's cache, then by units of the state (whose threads
+// meet at a barrier each step).
+struct TimeLoopPlan {
+    int threads = 1, teams = 1, slices = 1, groups = 1;
+
+    static constexpr double kWorkPerThread = 24e3;      // multiply-adds a step, below which a thread does not pay
+    static constexpr int64_t kCachedBytes = 320 << 10;  // of weights that each core may keep for itself
+    static constexpr int64_t kSliceRows = 8;
+
+    TimeLoopPlan(int available, int directions, int64_t batch, int64_t weights, int64_t bytes_each, int64_t panels) {
+        const double work = static_cast<double>(directions) * static_cast<double>(batch) * static_cast<double>(weights);
+        threads = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(available)));
+        teams = threads >= directions ? directions : 1;
+        const int team = threads / teams;
+        if (weights * bytes_each <= kCachedBytes)
+            slices = static_cast<int>(std::clamp<int64_t>(batch / kSliceRows, 1, team));
+        groups = static_cast<int>(std::clamp<int64_t>(panels, 1, team / slices));
+        threads = teams * slices * groups;
+    }
+};
+
+// One thread's part of the plan.
+struct TimeLoopPart {
+    int directions[2], direction_count;
+    int slice, slices, group, groups;
+    Team team;
+    int slice_barrier, team_barrier, local, locals;
+
+    // With fewer threads than planned for, every thread does the whole plan of a smaller machine.
+    TimeLoopPart(const TimeLoopPlan& plan, const Team& team, int directions_total) : team(team) {
+        const bool whole = team.size == plan.threads;
+        const int teams = whole ? plan.teams : 1;
+        slices = whole ? plan.slices : 1;
+        groups = whole ? plan.groups : team.size;
+        locals = slices * groups;
+        const int which = team.rank / locals;
+        local = team.rank % locals;
+        slice = local / groups;
+        group = local % groups;
+        direction_count = teams == 1 ? directions_total : 1;
+        directions[0] = teams == 1 ? 0 : which;
+        directions[1] = 1;
+        slice_barrier = which * slices + slice;
+        team_barrier = team.size + which;
+    }
+    // Meets the threads that share this slice's state.
+    void step_done() const { team.wait(slice_barrier, groups); }
+    // Meets all threads of this direction.
+    void all_done() const { team.wait(team_barrier, locals); }
+};
+
+// Elements of Op that hold `count` summed values.
+template <typename Op>
+constexpr int64_t operand_depth(int64_t count) {
+    return (count + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement;
+}
+
+// Rows source[0 … count) of `depth` values, `stride` apart, as columns of a panel; pads an odd depth of pairs.
+template <typename Op, typename W>
+void pack_columns(const W* source, int64_t stride, int64_t count, int64_t depth, Op* panel, int64_t columns) {
+    if constexpr (Operand<Op>::kPerElement == 1) {
+        pack_transposed(source, stride, count, depth, panel, columns);
+    } else {
+        const int64_t pairs = operand_depth<Op>(depth);
+        std::vector<W> even(static_cast<size_t>(count * pairs * 2), W(0.f));
+        for (int64_t j = 0; j < count; ++j) std::memcpy(&even[j * pairs * 2], source + j * stride, depth * sizeof(W));
+        pack_transposed(reinterpret_cast<const Op*>(even.data()), pairs, count, pairs, panel, columns);
+    }
+}
+
+// Panels [first, last) of a matrix [gates * units, depth]: panel p holds one vector of units of every gate side by side,
+// so that a tile has all gates of its units.
+template <typename Op, typename W>
+void pack_gate_panels(const W* weight, int gates, int64_t units, int64_t depth, int64_t first, int64_t last, Op* packed) {
+    constexpr int width = kWidth<AccOf<Op>>;
+    const int64_t columns = int64_t(gates) * width, deep = operand_depth<Op>(depth);
+    for (int64_t p = first; p < last; ++p) {
+        Op* panel = packed + p * columns * deep;
+        const int64_t unit = p * width, used = std::min<int64_t>(width, units - unit);
+        if (used < width) std::memset(static_cast<void*>(panel), 0, columns * deep * sizeof(Op));
+        for (int g = 0; g < gates; ++g)
+            pack_columns<Op>(weight + (g * units + unit) * depth, depth, used, depth, panel + g * width, columns);
+    }
+}
+
+// Panels [first, last) of a matrix [columns, depth] (k contiguous).
+template <typename Op, typename W>
+void pack_column_panels(const W* weight, const Panels<Op>& panels, int64_t depth, int64_t first, int64_t last, Op* packed) {
+    for (int64_t p = first; p < last; ++p) {
+        const int64_t padded = int64_t(panels.vectors(p)) * panels.width;
+        const int64_t used = std::min(padded, panels.columns - panels.column(p));
+        Op* panel = packed + panels.offset(p);
+        if (used < padded) std::memset(static_cast<void*>(panel), 0, padded * panels.depth * sizeof(Op));
+        pack_columns<Op>(weight + panels.column(p) * depth, depth, used, depth, panel, padded);
+    }
+}
+
+// Panels [first, last) of a matrix [depth, columns] (columns contiguous).
+template <typename T>
+void pack_row_panels(const T* weight, const Panels<T>& panels, int64_t first, int64_t last, T* packed) {
+    for (int64_t p = first; p < last; ++p)
+        pack_rows([&](int64_t k) { return weight + k * panels.columns; }, panels.depth, panels.column(p), panels.columns,
+                  panels.vectors(p), packed + panels.offset(p));
+}
+
+// Multiplies one tile of rows with a panel; a step with a single sequence uses the split chains.
+template <typename Op, int Rows, int Vectors>
+[[gnu::always_inline]] inline void multiply_rows(const RowPointers<Op, Rows>& rows, const Op* panel, int64_t depth, bool single,
+                                                 Tile<Op, Rows, Vectors>& tile) {
+    if constexpr (Rows == 1) {
+        if (single) return multiply_split<Op, Vectors>(rows, panel, depth, tile);
+    }
+    multiply<Op, Rows, Vectors>(rows, panel, depth, tile);
+}
+
+}  // namespace pykernels
