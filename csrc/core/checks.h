@@ -1,4 +1,5 @@
-// The only check helpers: an operator's one check_<op>() uses these, and everything after it relies on what it returned.
+// The only check helpers: an operator's one check_<op>() uses these, and everything after it relies on what it
+// returned.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,20 +15,21 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 inline void check_shape(std::string_view op, std::string_view name, const Tensor& tensor, at::IntArrayRef expected) {
-    TORCH_CHECK(tensor.sizes() == expected, "[", op, "] expected ", name, " of shape ", expected, ", got ", tensor.sizes());
+    TORCH_CHECK(tensor.sizes() == expected, "[", op, "] expected ", name, " of shape ", expected, ", got ",
+                tensor.sizes());
 }
 
 inline void check_like(std::string_view op, std::string_view name, const Tensor& tensor, const Tensor& like) {
-    TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "[", op, "] expected ", name, " of dtype ", like.scalar_type(),
-                " like the input, got ", tensor.scalar_type());
-    TORCH_CHECK(tensor.device() == like.device(), "[", op, "] expected ", name, " on ", like.device(), " like the input, got ",
-                tensor.device());
+    TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "[", op, "] expected ", name, " of dtype ",
+                like.scalar_type(), " like the input, got ", tensor.scalar_type());
+    TORCH_CHECK(tensor.device() == like.device(), "[", op, "] expected ", name, " on ", like.device(),
+                " like the input, got ", tensor.device());
 }
 
 inline void check_floating(std::string_view op, std::string_view name, const Tensor& tensor) {
     const auto type = tensor.scalar_type();
-    TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, "[", op, "] expected ",
-                name, " of dtype float32, float64, bfloat16 or float16, got ", type);
+    TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, "[", op,
+                "] expected ", name, " of dtype float32, float64, bfloat16 or float16, got ", type);
 }
 
 }  // namespace pykernels

@@ -72,7 +72,8 @@ template <typename Op, int Rows, int Vectors, typename A>
 // The same for a single row, in kSplit interleaved chains: one row alone cannot fill the multiply-add pipeline.
 inline constexpr int kSplit = 4;
 template <typename Op, int Vectors, typename A>
-[[gnu::always_inline]] inline void multiply_split(const A& a, const Op* panel, int64_t depth, Tile<Op, 1, Vectors>& tile) {
+[[gnu::always_inline]] inline void multiply_split(const A& a, const Op* panel, int64_t depth,
+                                                  Tile<Op, 1, Vectors>& tile) {
     using O = Operand<Op>;
     using Acc = AccOf<Op>;
     constexpr int width = kWidth<Acc>;
@@ -108,6 +109,45 @@ template <typename Op, int Rows, int Vectors>
     for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<AccOf<Op>>(AccOf<Op>(0));
+}
+
+// Dot products of x with `count` rows of a matrix, `stride` apart and not packed: one vector of sums. For a few rows of
+// x, where packing the matrix would cost more than it saves.
+template <typename T>
+Vec<T> dot_rows(const T* rows, int64_t stride, int count, const T* x, int64_t depth) {
+    constexpr int width = kWidth<T>;
+    alignas(64) T sums[width * width], transposed[width * width];
+    const int64_t whole = depth / width * width;
+    const int rest = static_cast<int>(depth - whole);
+    for (int j0 = 0; j0 < width; j0 += 4) {
+        Vec<T> sum[4] = {Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0))};
+        const int used = std::min(4, count - j0);
+        const auto add = [&](int j, int64_t k, const Vec<T>& part, int lanes) {
+            sum[j] = at::vec::fmadd(load_as<T>(rows + (j0 + j) * stride + k, lanes), part, sum[j]);
+        };
+        if (used == 4) {
+            for (int64_t k = 0; k < whole; k += width) {
+                const auto part = Vec<T>::loadu(x + k);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) add(j, k, part, width);
+            }
+            if (rest)
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) add(j, whole, load_as<T>(x + whole, rest), rest);
+        } else {
+            for (int j = 0; j < used; ++j)
+                for (int64_t k = 0; k < depth; k += width) {
+                    const int lanes = static_cast<int>(std::min<int64_t>(width, depth - k));
+                    add(j, k, load_as<T>(x + k, lanes), lanes);
+                }
+        }
+        for (int j = 0; j < 4; ++j) sum[j].store(sums + (j0 + j) * width);
+    }
+    at::vec::transpose_mxn<T>(sums, width, transposed, width, width, width);
+    Vec<T> part[4];
+    for (int j = 0; j < 4; ++j) part[j] = Vec<T>::loadu(transposed + j * width);
+    for (int j = 4; j < width; ++j) part[j % 4] = part[j % 4] + Vec<T>::loadu(transposed + j * width);
+    return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 // Stores the tile row by row, `stride` elements apart, for an ending that walks over rows.
@@ -205,12 +245,14 @@ void pack_transposed(const Op* source, int64_t stride, int64_t count, int64_t de
     if constexpr (sizeof(Op) == 4) {
         using F = float;  // only bits are moved
         for (int64_t k = 0; k < depth; k += block)
-            at::vec::transpose_mxn<F>(reinterpret_cast<const F*>(source + k), stride, reinterpret_cast<F*>(panel + k * columns),
-                                      columns, static_cast<int>(count), static_cast<int>(std::min(block, depth - k)));
+            at::vec::transpose_mxn<F>(reinterpret_cast<const F*>(source + k), stride,
+                                      reinterpret_cast<F*>(panel + k * columns), columns, static_cast<int>(count),
+                                      static_cast<int>(std::min(block, depth - k)));
     } else {
         for (int64_t k0 = 0; k0 < depth; k0 += block)
             for (int64_t j = 0; j < count; ++j)
-                for (int64_t k = k0; k < std::min(k0 + block, depth); ++k) panel[k * columns + j] = source[j * stride + k];
+                for (int64_t k = k0; k < std::min(k0 + block, depth); ++k)
+                    panel[k * columns + j] = source[j * stride + k];
     }
 }
 

@@ -1,4 +1,5 @@
-// The transcendentals of the gates, in registers. float: about two units in the last place; double: Sleef's, by at::vec.
+// The transcendentals of the gates, in registers. float: about two units in the last place; double: Sleef's, by
+// at::vec.
 #pragma once
 
 #include "core/vec.h"

@@ -94,8 +94,10 @@ double blocked_rate(int64_t M, int64_t N, int64_t K, int threads, double seconds
     const Buffer<T> c(M * N);
     return best_rate(2.0 * M * N * K, seconds, [&] {
         parallel_region(threads, [&](const Team& team) {
-            product_share<T>(rows_of_a<T>([&](int64_t m) { return static_cast<const T*>(a + m * K); }),
-                             [&](int64_t k) { return static_cast<const T*>(b + k * N); }, M, N, K, {c, N, false}, team.rank, team.size);
+            product_share<T>(
+                rows_of_a<T>([&](int64_t m) { return static_cast<const T*>(a + m * K); }),
+                [&](int64_t k) { return static_cast<const T*>(b + k * N); }, M, N, K, {c, N, false}, team.rank,
+                team.size);
         });
     });
 }
@@ -126,13 +128,15 @@ double measure_fma_peak(int threads, double seconds) {
     return rate * running;
 }
 
-double measure_gemm(int64_t M, int64_t N, int64_t K, int threads, double seconds, const std::string& dtype, bool prepacked) {
+double measure_gemm(int64_t M, int64_t N, int64_t K, int threads, double seconds, const std::string& dtype,
+                    bool prepacked) {
     if (dtype == "float32") return (prepacked ? packed_rate<float> : blocked_rate<float>)(M, N, K, threads, seconds);
     if (dtype == "float64") return (prepacked ? packed_rate<double> : blocked_rate<double>)(M, N, K, threads, seconds);
 #ifdef __AVX512BF16__
     if (dtype == "bfloat16") return packed_rate<Bf16Pair>(M, N, K, threads, seconds);
 #endif
-    throw std::invalid_argument("[measure] expected dtype float32, float64, or bfloat16 where the build multiplies it, got " + dtype);
+    throw std::invalid_argument(
+        "[measure] expected dtype float32, float64, or bfloat16 where the build multiplies it, got " + dtype);
 }
 
 }  // namespace pykernels

@@ -14,7 +14,9 @@ bool has_bf16_products();
 // GFLOP/s of independent multiply-adds in registers.
 double measure_fma_peak(int threads, double seconds);
 
-// GFLOP/s of the product core; `prepacked` leaves packing B out of the time. dtype: float32, float64, bfloat16 (prepacked).
-double measure_gemm(int64_t M, int64_t N, int64_t K, int threads, double seconds, const std::string& dtype, bool prepacked);
+// GFLOP/s of the product core; `prepacked` leaves packing B out of the time. dtype: float32, float64, bfloat16
+// (prepacked).
+double measure_gemm(int64_t M, int64_t N, int64_t K, int threads, double seconds, const std::string& dtype,
+                    bool prepacked);
 
 }  // namespace pykernels

@@ -1,4 +1,5 @@
-// The only place that knows OpenMP: how many threads a call may use, one region for a whole time loop, and a cheap barrier.
+// The only place that knows OpenMP: how many threads a call may use, one region for a whole time loop, and a cheap
+// barrier.
 #pragma once
 
 #include <omp.h>

@@ -1,5 +1,5 @@
-// Large products C (M x N) = A B, blocked for the caches: one thread's part. The sum over k is one chain of fused
-// multiply-adds in ascending order, whatever the blocks and the threads.
+// Large products C (M x N) = A B, blocked for the caches: one thread's part. The sum over k is a chain of fused
+// multiply-adds for each kDepthBlock of it, added up in ascending order: the same bits for any number of threads.
 #pragma once
 
 #include "core/gemm.h"
@@ -7,9 +7,9 @@
 
 namespace pykernels {
 
-inline constexpr int64_t kDepthBlock = 128;   // a panel of B of this depth stays in the first-level cache
-inline constexpr int64_t kRowBlock = 96;      // rows of A packed at once
-inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: a part of the second-level cache
+inline constexpr int64_t kDepthBlock = 128;    // a panel of B of this depth stays in the first-level cache
+inline constexpr int64_t kRowBlock = 96;       // rows of A packed at once
+inline constexpr int64_t kColumnBlock = 1024;  // columns of B packed at once: a part of the second-level cache
 
 // A found row by row: row(m) points at depth contiguous values. Multiplied in place.
 template <typename T, typename Row>
@@ -43,33 +43,53 @@ struct Destination {
 
 namespace detail {
 
+// Columns k0 … k0+depth of A, rows first … first+Rows, as [k][Rows]. Whole vectors are copied where they may be read
+// and the next column overwrites what was too much; `out` has room for one vector more than it needs.
+template <typename T, int Rows, typename A>
+void pack_tile(const A& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, T* out) {
+    const bool whole = rows - first >= kWidth<T>;
+    for (int64_t k = 0; k < depth; ++k, out += Rows) {
+        const T* source = a.column(k0 + k);
+        if (source == nullptr) {
+            std::fill_n(out, Rows, T(0));
+        } else if (whole && Rows <= kWidth<T>) {
+            Vec<T>::loadu(source + first).store(out);
+        } else {
+            std::copy_n(source + first, Rows, out);
+        }
+    }
+}
+
 // Adds A panel to Rows x Vectors elements of C; `first` starts from zero instead.
 template <typename T, int Rows, int Vectors, typename A>
 inline void update(const A& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool first) {
     constexpr int width = kWidth<T>;
     Tile<T, Rows, Vectors> tile;
+    clear<T, Rows, Vectors>(tile);
     if (columns == Vectors * width) {
-        if (first) {
-            clear<T, Rows, Vectors>(tile);
-        } else {
+        // C comes from far away and is needed last: ask for it now.
+#pragma GCC unroll 8
+        for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) __builtin_prefetch(c + m * stride + v * width, 1);
+        multiply<T, Rows, Vectors>(a, panel, depth, tile);
+        if (!first) {
 #pragma GCC unroll 8
             for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<T>::loadu(c + m * stride + v * width);
+                for (int v = 0; v < Vectors; ++v) tile[m][v] = tile[m][v] + Vec<T>::loadu(c + m * stride + v * width);
         }
-        multiply<T, Rows, Vectors>(a, panel, depth, tile);
         spill<T, Rows, Vectors>(tile, c, stride);
         return;
     }
-    alignas(64) T edge[Rows * Vectors * width] = {};
-    for (int m = 0; m < Rows && !first; ++m) std::copy_n(c + m * stride, columns, edge + m * Vectors * width);
-#pragma GCC unroll 8
-    for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<T>::loadu(edge + (m * Vectors + v) * width);
     multiply<T, Rows, Vectors>(a, panel, depth, tile);
+    alignas(64) T edge[Rows * Vectors * width];
     spill<T, Rows, Vectors>(tile, edge, Vectors * width);
-    for (int m = 0; m < Rows; ++m) std::copy_n(edge + m * Vectors * width, columns, c + m * stride);
+    for (int m = 0; m < Rows; ++m)
+        for (int64_t n = 0; n < columns; ++n) {
+            T& out = c[m * stride + n];
+            out = edge[m * Vectors * width + n] + (first ? T(0) : out);
+        }
 }
 
 }  // namespace detail
@@ -81,7 +101,7 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
     constexpr int width = kWidth<T>;
     if (rows.size() <= 0 || columns.size() <= 0) return;
     Buffer<T> packed_b(kDepthBlock * std::min<int64_t>(kColumnBlock, (columns.size() + width - 1) / width * width));
-    Buffer<T> packed_a(A::packs ? kDepthBlock * kRowBlock : 0);
+    Buffer<T> packed_a(A::packs ? kDepthBlock * kRowBlock + width : 0);
     for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kColumnBlock) {
         const int64_t n1 = std::min(n0 + kColumnBlock, columns.end);
         for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepthBlock) {
@@ -89,17 +109,13 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
             const bool first = k0 == 0 && !c.accumulate;
             const Panels<T> panels{n1 - n0, deep};
             for (int64_t p = 0; p < panels.count(); ++p)
-                pack_rows<T>([&](int64_t k) { return row_of_b(k0 + k); }, deep, n0 + panels.column(p), n1, panels.vectors(p),
-                             packed_b + panels.offset(p));
+                pack_rows<T>([&](int64_t k) { return row_of_b(k0 + k); }, deep, n0 + panels.column(p), n1,
+                             panels.vectors(p), packed_b + panels.offset(p));
             for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kRowBlock) {
                 const int64_t height = std::min(kRowBlock, rows.end - m0);
                 if constexpr (A::packs)
                     for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                        T* out = packed_a + row * deep;
-                        for (int64_t k = 0; k < deep; ++k, out += Rows) {
-                            const T* source = a.column(k0 + k);
-                            for (int m = 0; m < Rows; ++m) out[m] = source ? source[m0 + row + m] : T(0);
-                        }
+                        detail::pack_tile<T, Rows>(a, m0 + row, rows.end, k0, deep, packed_a + row * deep);
                     });
                 for (int64_t p = 0; p < panels.count(); ++p) {
                     const int64_t column = n0 + panels.column(p);
@@ -109,8 +125,8 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
                         for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                             T* out = c.data + (m0 + row) * c.stride + column;
                             if constexpr (A::packs) {
-                                detail::update<T, Rows, Vectors>(PackedRows<T, Rows>{packed_a + row * deep}, panel, deep, out,
-                                                                 c.stride, used, first);
+                                detail::update<T, Rows, Vectors>(PackedRows<T, Rows>{packed_a + row * deep}, panel,
+                                                                 deep, out, c.stride, used, first);
                             } else {
                                 RowPointers<T, Rows> pointers;
                                 for (int m = 0; m < Rows; ++m) pointers.row[m] = a.row(m0 + row + m) + k0;
@@ -126,8 +142,8 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
 
 // This thread's share of the larger side of C.
 template <typename T, typename A, typename RowOfB>
-void product_share(const A& a, const RowOfB& row_of_b, int64_t rows, int64_t columns, int64_t depth, const Destination<T>& c,
-                   int64_t part, int64_t parts) {
+void product_share(const A& a, const RowOfB& row_of_b, int64_t rows, int64_t columns, int64_t depth,
+                   const Destination<T>& c, int64_t part, int64_t parts) {
     const int64_t panel = kTileVectors * kWidth<T>;
     Range mine_rows{0, rows}, mine_columns{0, columns};
     if (rows / kTileRows >= columns / panel) {

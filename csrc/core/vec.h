@@ -1,4 +1,5 @@
-// Names over at::vec: one vector of the instruction set this file is compiled for, and the operands of the product core.
+// Names over at::vec: one vector of the instruction set this file is compiled for, and the operands of the product
+// core.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -28,10 +29,7 @@ using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>
 template <typename Acc, typename S>
 inline Vec<Acc> load_as(const S* p, int count = kWidth<Acc>) {
     if constexpr (std::is_same_v<S, Acc>) {
-        if (count == kWidth<Acc>) return Vec<Acc>::loadu(p);
-        alignas(64) Acc lanes[kWidth<Acc>] = {};
-        for (int j = 0; j < count; ++j) lanes[j] = p[j];
-        return Vec<Acc>::loadu(lanes);
+        return count == kWidth<Acc> ? Vec<Acc>::loadu(p) : Vec<Acc>::loadu(p, count);
     } else {
         alignas(64) S lanes[Vec<S>::size()] = {};
         for (int j = 0; j < count; ++j) lanes[j] = p[j];
@@ -46,13 +44,7 @@ inline Vec<Acc> load_as(const S* p, int count = kWidth<Acc>) {
 template <typename Acc, typename S>
 inline void store_as(S* p, const Vec<Acc>& value, int count = kWidth<Acc>) {
     if constexpr (std::is_same_v<S, Acc>) {
-        if (count == kWidth<Acc>) {
-            value.store(p);
-        } else {
-            alignas(64) Acc lanes[kWidth<Acc>];
-            value.store(lanes);
-            for (int j = 0; j < count; ++j) p[j] = lanes[j];
-        }
+        count == kWidth<Acc> ? value.store(p) : value.store(p, count);
     } else if constexpr (std::is_same_v<S, c10::BFloat16>) {
         at::vec::convert_float_bfloat16(value, value).store(p, count);
     } else {

@@ -24,12 +24,12 @@ struct LstmShape {
 // Parameters of one direction; W is the type of the matrices, A of what is added. Gates in the order i, f, g, o.
 template <typename W, typename A>
 struct LstmWeights {
-    const W* input;          // [4 hidden, input]
-    const W* hidden;         // [4 hidden, output]
-    const A* bias_input;     // [4 hidden] or null
-    const A* bias_hidden;    // [4 hidden] or null
-    const W* projection;     // [projection, hidden] or null
-    const A* peephole;       // [3, hidden], rows i, f, o, or null
+    const W* input;        // [4 hidden, input]
+    const W* hidden;       // [4 hidden, output]
+    const A* bias_input;   // [4 hidden] or null
+    const A* bias_hidden;  // [4 hidden] or null
+    const W* projection;   // [projection, hidden] or null
+    const A* peephole;     // [3, hidden], rows i, f, o, or null
 };
 
 // A matrix [rows, input] whose row (t, b) starts at data + step_offset[t] + b * stride.
@@ -63,13 +63,13 @@ struct LstmBackward {
     LstmShape shape;
     LstmInput<T> x;
     LstmWeights<T, T> weights[2];
-    const T *h0, *c0;                // as in forward
-    const T *y, *gates, *cells;      // as in forward
-    const T* grad_y;                 // [rows, directions * output] or null: zeros
-    const T *grad_h_n, *grad_c_n;    // as h_n, c_n, or null
-    T* grad_gates;                   // [directions, rows, 4 hidden], workspace: gradients before the activations
-    T* grad_x;                       // [rows, input], row (t, b) at offsets[t] + b, or null: not wanted
-    T *grad_h0, *grad_c0;            // [directions, batch, …] or null
+    const T *h0, *c0;              // as in forward
+    const T *y, *gates, *cells;    // as in forward
+    const T* grad_y;               // [rows, directions * output] or null: zeros
+    const T *grad_h_n, *grad_c_n;  // as h_n, c_n, or null
+    T* grad_gates;                 // [directions, rows, 4 hidden], workspace: gradients before the activations
+    T* grad_x;                     // [rows, input], row (t, b) at offsets[t] + b, or null: not wanted
+    T *grad_h0, *grad_c0;          // [directions, batch, …] or null
     // Per direction, shaped like the parameter; null where there is no such parameter or none is wanted.
     struct Gradients {
         T *input, *hidden, *bias, *projection, *peephole;

@@ -59,7 +59,8 @@ class BackwardDirection {
             const int64_t t = d == 0 ? shape.steps - 1 - s : s;
             const int64_t later = d == 0 ? t + 1 : t - 1;  // the step that read this one's state
             const Range live{batch.begin, std::clamp(shape.live(t), batch.begin, batch.end)};
-            const int64_t fed = s == 0 ? batch.begin : std::clamp(std::min(shape.live(t), shape.live(later)), batch.begin, batch.end);
+            const int64_t fed =
+                s == 0 ? batch.begin : std::clamp(std::min(shape.live(t), shape.live(later)), batch.begin, batch.end);
             // Rows whose state went on into a later step, then rows whose state was the last.
             state_gradient(t, {live.begin, fed}, own, s == 0 ? false : shape.live(later) == 1,
                            [&](int64_t b) { return grad_gates(later, b); });
@@ -74,7 +75,8 @@ class BackwardDirection {
         if (call.grad_c0) {
             const auto& panels = shape.projection ? units : outputs;
             const auto& mine = shape.projection ? own_units : own;
-            const int64_t begin = std::min(panels.column(mine.begin), shape.hidden), end = std::min(panels.column(mine.end), shape.hidden);
+            const int64_t begin = std::min(panels.column(mine.begin), shape.hidden),
+                          end = std::min(panels.column(mine.end), shape.hidden);
             for (int64_t b = batch.begin; b < batch.end; ++b)
                 std::copy(cell + b * shape.hidden + begin, cell + b * shape.hidden + end,
                           call.grad_c0 + (d * shape.batch + b) * shape.hidden + begin);
@@ -85,23 +87,27 @@ class BackwardDirection {
     void parameter_gradients(int64_t part, int64_t parts) const {
         const auto gate_columns = columns_of_a<T>([&](int64_t r) { return grad_gates(r); });
         if (gradients.hidden)
-            product_share<T>(gate_columns, [&](int64_t r) { return last_rows[r]; }, gate_stride, shape.output(), shape.rows,
-                             {gradients.hidden, shape.output(), false}, part, parts);
+            product_share<T>(
+                gate_columns, [&](int64_t r) { return last_rows[r]; }, gate_stride, shape.output(), shape.rows,
+                {gradients.hidden, shape.output(), false}, part, parts);
         if (gradients.input) {
             std::vector<const T*> x(shape.rows);
             for (int64_t t = 0; t < shape.steps; ++t)
                 for (int64_t b = 0; b < shape.live(t); ++b) x[shape.first(t) + b] = call.x.row(t, b);
-            product_share<T>(gate_columns, [&](int64_t r) { return x[r]; }, gate_stride, shape.input, shape.rows,
-                             {gradients.input, shape.input, false}, part, parts);
+            product_share<T>(
+                gate_columns, [&](int64_t r) { return x[r]; }, gate_stride, shape.input, shape.rows,
+                {gradients.input, shape.input, false}, part, parts);
         }
         if (gradients.projection)
-            product_share<T>(columns_of_a<T>([&](int64_t r) { return grad_projected + r * shape.projection; }),
-                             [&](int64_t r) { return static_cast<const T*>(projected_from + r * shape.hidden); }, shape.projection,
-                             shape.hidden, shape.rows, {gradients.projection, shape.hidden, false}, part, parts);
+            product_share<T>(
+                columns_of_a<T>([&](int64_t r) { return grad_projected + r * shape.projection; }),
+                [&](int64_t r) { return static_cast<const T*>(projected_from + r * shape.hidden); }, shape.projection,
+                shape.hidden, shape.rows, {gradients.projection, shape.hidden, false}, part, parts);
         if (gradients.bias) {
             const auto own = share(gate_stride, part, parts, 4 * width);
-            sum_columns(own, [&](int64_t r, int64_t column, int count) { return load_as<T>(grad_gates(r) + column, count); },
-                        gradients.bias);
+            sum_columns(
+                own, [&](int64_t r, int64_t column, int count) { return load_as<T>(grad_gates(r) + column, count); },
+                gradients.bias);
         }
         if (gradients.peephole) peephole_gradient(part, parts);
     }
@@ -116,7 +122,8 @@ class BackwardDirection {
         const int64_t out = shape.output();
         for (int64_t t = 0; t < shape.steps; ++t) {
             const int64_t before = d == 0 ? t - 1 : t + 1;
-            const int64_t continued = before < 0 || before >= shape.steps ? 0 : std::min(shape.live(before), shape.live(t));
+            const int64_t continued =
+                before < 0 || before >= shape.steps ? 0 : std::min(shape.live(before), shape.live(t));
             for (int64_t b = 0; b < shape.live(t); ++b) {
                 const int64_t row = shape.first(t) + b;
                 if (b < continued) {
@@ -142,11 +149,13 @@ class BackwardDirection {
                     alignas(64) T grad[Rows * Vectors * width] = {};
                     const int64_t first = rows.begin + tile_row, column = outputs.column(p);
                     if (later_gates(first)) {
-                        back_through_weights<Rows, Vectors>(p, single, [&](int m) { return later_gates(first + m); }, grad);
+                        back_through_weights<Rows, Vectors>(
+                            p, single, [&](int m) { return later_gates(first + m); }, grad);
                     } else if (call.grad_h_n) {
                         for (int m = 0; m < Rows; ++m)
                             std::copy_n(call.grad_h_n + (d * shape.batch + first + m) * shape.output() + column,
-                                        std::min<int64_t>(Vectors * width, shape.output() - column), grad + m * Vectors * width);
+                                        std::min<int64_t>(Vectors * width, shape.output() - column),
+                                        grad + m * Vectors * width);
                     }
                     for (int m = 0; m < Rows; ++m)
                         for (int v = 0; v < Vectors; ++v) {
@@ -154,7 +163,8 @@ class BackwardDirection {
                             const int used = static_cast<int>(std::min<int64_t>(width, shape.output() - unit));
                             V dh = V::loadu(grad + (m * Vectors + v) * width);
                             if (call.grad_y)
-                                dh = dh + load_as<T>(call.grad_y + (row * shape.directions + d) * shape.output() + unit, used);
+                                dh = dh + load_as<T>(call.grad_y + (row * shape.directions + d) * shape.output() + unit,
+                                                     used);
                             if (shape.projection) {
                                 store_as<T>(grad_projected + row * shape.projection + unit, dh, used);
                             } else {
@@ -187,7 +197,8 @@ class BackwardDirection {
                     clear<T, Rows, Vectors>(tile);
                     RowPointers<T, Rows> a;
                     for (int m = 0; m < Rows; ++m) a.row[m] = grad_projected + (row + m) * shape.projection;
-                    multiply_rows<T, Rows, Vectors>(a, projection_panels + units.offset(p), shape.projection, single, tile);
+                    multiply_rows<T, Rows, Vectors>(a, projection_panels + units.offset(p), shape.projection, single,
+                                                    tile);
                     alignas(64) T grad[Rows * Vectors * width];
                     spill<T, Rows, Vectors>(tile, grad, Vectors * width);
                     for (int m = 0; m < Rows; ++m)
@@ -237,9 +248,11 @@ class BackwardDirection {
                 for_row_tiles(batch.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t tile_row) {
                     const int64_t first = batch.begin + tile_row, column = outputs.column(p);
                     alignas(64) T grad[Rows * Vectors * width];
-                    back_through_weights<Rows, Vectors>(p, shape.batch == 1, [&](int m) { return grad_gates(start[first + m]); }, grad);
+                    back_through_weights<Rows, Vectors>(
+                        p, shape.batch == 1, [&](int m) { return grad_gates(start[first + m]); }, grad);
                     for (int m = 0; m < Rows; ++m)
-                        std::copy_n(grad + m * Vectors * width, std::min<int64_t>(Vectors * width, shape.output() - column),
+                        std::copy_n(grad + m * Vectors * width,
+                                    std::min<int64_t>(Vectors * width, shape.output() - column),
                                     call.grad_h0 + (d * shape.batch + first + m) * shape.output() + column);
                 });
             });
@@ -250,7 +263,9 @@ class BackwardDirection {
     void sum_columns(const Range& columns, const Load& load, T* out) const {
         for (int64_t c0 = columns.begin; c0 < columns.end; c0 += 4 * width) {
             V sum[4] = {V(T(0)), V(T(0)), V(T(0)), V(T(0))};
-            const auto used = [&](int v) { return static_cast<int>(std::clamp<int64_t>(columns.end - c0 - v * width, 0, width)); };
+            const auto used = [&](int v) {
+                return static_cast<int>(std::clamp<int64_t>(columns.end - c0 - v * width, 0, width));
+            };
             for (int64_t r = 0; r < shape.rows; ++r)
                 for (int v = 0; v < 4; ++v)
                     if (used(v) > 0) sum[v] = sum[v] + load(r, c0 + v * width, used(v));
@@ -263,18 +278,20 @@ class BackwardDirection {
         const auto own = share(shape.hidden, part, parts, 4 * width);
         const int64_t H = shape.hidden;
         for (int g = 0; g < 2; ++g)  // i and f see the last cell state
-            sum_columns(own,
-                        [&](int64_t r, int64_t u, int count) {
-                            if (!last_cells[r]) return V(T(0));
-                            return load_as<T>(grad_gates(r) + g * H + u, count) * load_as<T>(last_cells[r] + u, count);
-                        },
-                        gradients.peephole + g * H);
-        sum_columns(own,
-                    [&](int64_t r, int64_t u, int count) {
-                        const T* cells = call.cells + (d * shape.rows + r) * H;
-                        return load_as<T>(grad_gates(r) + 3 * H + u, count) * load_as<T>(cells + u, count);
-                    },
-                    gradients.peephole + 2 * H);
+            sum_columns(
+                own,
+                [&](int64_t r, int64_t u, int count) {
+                    if (!last_cells[r]) return V(T(0));
+                    return load_as<T>(grad_gates(r) + g * H + u, count) * load_as<T>(last_cells[r] + u, count);
+                },
+                gradients.peephole + g * H);
+        sum_columns(
+            own,
+            [&](int64_t r, int64_t u, int count) {
+                const T* cells = call.cells + (d * shape.rows + r) * H;
+                return load_as<T>(grad_gates(r) + 3 * H + u, count) * load_as<T>(cells + u, count);
+            },
+            gradients.peephole + 2 * H);
     }
 
     const LstmBackward<T>& call;
@@ -295,9 +312,11 @@ void input_gradient(const LstmBackward<T>& call, int64_t part, int64_t parts) {
     const auto& shape = call.shape;
     const int64_t gates = kGates * shape.hidden;
     for (int d = 0; d < shape.directions; ++d)
-        product_share<T>(rows_of_a<T>([&](int64_t r) { return static_cast<const T*>(call.grad_gates + (d * shape.rows + r) * gates); }),
-                         [&](int64_t k) { return call.weights[d].input + k * shape.input; }, shape.rows, shape.input, gates,
-                         {call.grad_x, shape.input, d > 0}, part, parts);
+        product_share<T>(
+            rows_of_a<T>(
+                [&](int64_t r) { return static_cast<const T*>(call.grad_gates + (d * shape.rows + r) * gates); }),
+            [&](int64_t k) { return call.weights[d].input + k * shape.input; }, shape.rows, shape.input, gates,
+            {call.grad_x, shape.input, d > 0}, part, parts);
 }
 
 }  // namespace
@@ -307,9 +326,11 @@ void lstm_backward(const LstmBackward<T>& call) {
     const auto& shape = call.shape;
     const int64_t weights = kGates * shape.hidden * shape.output();
     const int available = thread_limit();
-    const TimeLoopPlan plan(available, shape.directions, shape.batch, weights, sizeof(T), (shape.output() + kWidth<T> - 1) / kWidth<T>);
+    const TimeLoopPlan plan(available, shape.directions, shape.batch, weights, sizeof(T),
+                            (shape.output() + kWidth<T> - 1) / kWidth<T>);
     std::vector<std::unique_ptr<BackwardDirection<T>>> directions;
-    for (int d = 0; d < shape.directions; ++d) directions.push_back(std::make_unique<BackwardDirection<T>>(call, d, plan));
+    for (int d = 0; d < shape.directions; ++d)
+        directions.push_back(std::make_unique<BackwardDirection<T>>(call, d, plan));
     parallel_region(plan.threads, [&](const Team& team) {
         const TimeLoopPart part(plan, team, shape.directions);
         for (int i = 0; i < part.direction_count; ++i) {

@@ -1,5 +1,5 @@
-// The LSTM's forward time loop. The input part of a few steps is one product; each step adds the recurrent product to it
-// and finishes the gates of a vector of units while they are at hand.
+// The LSTM's forward time loop. The input part of a few steps is one product; each step adds the recurrent product to
+// it and finishes the gates of a vector of units while they are at hand.
 #include <stdexcept>
 
 #include "kernels/lstm.h"
@@ -9,6 +9,7 @@ namespace pykernels {
 namespace {
 
 constexpr int kGates = 4;
+constexpr int64_t kDirectRows = 8;  // up to so many rows in all, the weights are read in place instead of being packed
 constexpr int64_t kChunkRows = 96;  // rows of the input part computed at once: they stay in the second-level cache
 
 template <typename Op, typename S, typename W, typename A>
@@ -26,12 +27,13 @@ class Direction {
           d(d),
           units((shape.hidden + width - 1) / width * width),
           panels(units / width),
+          direct(std::is_same_v<Op, A> && shape.rows <= kDirectRows && !shape.projection),
           input_depth(operand_depth<Op>(shape.input)),
           state_depth(operand_depth<Op>(shape.output())),
           state_stride(operand_depth<Op>((shape.output() + width - 1) / width * width)),
           projection(Panels<Op>::for_parts(shape.projection, operand_depth<Op>(shape.hidden), plan.groups)),
-          input_panels(panels * columns * input_depth),
-          state_panels(panels * columns * state_depth),
+          input_panels(direct ? 0 : panels * columns * input_depth),
+          state_panels(direct ? 0 : panels * columns * state_depth),
           projection_panels(shape.projection ? projection.size() : 0),
           bias(panels * columns),
           peephole(weights.peephole ? 3 * units : 0),
@@ -43,9 +45,14 @@ class Direction {
 
     // Packs this thread's share of the weights.
     void pack(const TimeLoopPart& part) {
-        const auto own = part.slices == 1 ? share(panels, part.group, part.groups) : share(panels, part.local, part.locals);
-        pack_gate_panels<Op>(weights.input, kGates, shape.hidden, shape.input, own.begin, own.end, input_panels.get());
-        pack_gate_panels<Op>(weights.hidden, kGates, shape.hidden, shape.output(), own.begin, own.end, state_panels.get());
+        const auto own =
+            part.slices == 1 ? share(panels, part.group, part.groups) : share(panels, part.local, part.locals);
+        if (!direct) {
+            pack_gate_panels<Op>(weights.input, kGates, shape.hidden, shape.input, own.begin, own.end,
+                                 input_panels.get());
+            pack_gate_panels<Op>(weights.hidden, kGates, shape.hidden, shape.output(), own.begin, own.end,
+                                 state_panels.get());
+        }
         for (int64_t p = own.begin; p < own.end; ++p) {
             for (int g = 0; g < kGates; ++g) {
                 const int64_t unit = g * shape.hidden + p * width;
@@ -56,11 +63,13 @@ class Direction {
                 sum.store(bias + p * columns + g * width);
             }
             for (int g = 0; weights.peephole && g < 3; ++g)
-                load_as<A>(weights.peephole + g * shape.hidden + p * width, used_lanes(p)).store(peephole + g * units + p * width);
+                load_as<A>(weights.peephole + g * shape.hidden + p * width, used_lanes(p))
+                    .store(peephole + g * units + p * width);
         }
         if (shape.projection) {
             const auto mine = share(projection.count(), part.local, part.locals);
-            pack_column_panels<Op>(weights.projection, projection, shape.hidden, mine.begin, mine.end, projection_panels.get());
+            pack_column_panels<Op>(weights.projection, projection, shape.hidden, mine.begin, mine.end,
+                                   projection_panels.get());
         }
         if (part.slices > 1 || shape.projection) part.all_done();
     }
@@ -96,7 +105,9 @@ class Direction {
     int64_t live_rows(int64_t t, const Range& batch) const {
         return std::clamp<int64_t>(shape.live(t) - batch.begin, 0, batch.size());
     }
-    int used_lanes(int64_t panel) const { return static_cast<int>(std::min<int64_t>(width, shape.hidden - panel * width)); }
+    int used_lanes(int64_t panel) const {
+        return static_cast<int>(std::min<int64_t>(width, shape.hidden - panel * width));
+    }
 
     void load_states() {
         std::fill(cell.get(), cell.get() + shape.batch * units, A(0));
@@ -111,7 +122,8 @@ class Direction {
             }
         }
         // Lanes beyond the last unit feed the projection's padding and must be finite.
-        if (shape.projection) std::memset(static_cast<void*>(hidden.get()), 0, shape.batch * operand_depth<Op>(units) * sizeof(Op));
+        if (shape.projection)
+            std::memset(static_cast<void*>(hidden.get()), 0, shape.batch * operand_depth<Op>(units) * sizeof(Op));
     }
 
     // The input rows of steps [begin, end) in processing order.
@@ -139,6 +151,13 @@ class Direction {
         const bool single = shape.rows == 1;
         for (int64_t p = own.begin; p < own.end; ++p) {
             A* out = pre + (p - own.begin) * count * columns;
+            if constexpr (std::is_same_v<Op, A>)
+                if (direct) {
+                    for (int64_t row = 0; row < count; ++row)
+                        add_dot_products(weights.input, shape.input, rows[row], p, bias + p * columns,
+                                         out + row * columns);
+                    continue;
+                }
             const Op* panel = input_panels + p * columns * input_depth;
             for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                 Tile<Op, Rows, kGates> tile;
@@ -156,7 +175,8 @@ class Direction {
     }
 
     // One step: gates of every live row and own unit from `pre` and the last state.
-    void recurrent_part(int64_t s, int64_t t, const Range& batch, int64_t live, const Range& own, const A* pre, int64_t pre_rows) {
+    void recurrent_part(int64_t s, int64_t t, const Range& batch, int64_t live, const Range& own, const A* pre,
+                        int64_t pre_rows) {
         const Op* last = state[s & 1];
         const bool single = shape.live(t) == 1;
         // Weights larger than the cache are walked there and back, so that half of them are still in it.
@@ -164,6 +184,16 @@ class Direction {
         for (int64_t i = own.begin; i < own.end; ++i) {
             const int64_t p = back ? own.end - 1 - (i - own.begin) : i;
             const A* part = pre + (p - own.begin) * pre_rows * columns;
+            if constexpr (std::is_same_v<Op, A>)
+                if (direct) {
+                    alignas(64) A gates[columns];
+                    for (int64_t row = 0; row < live; ++row) {
+                        add_dot_products(weights.hidden, shape.hidden, last + (batch.begin + row) * state_stride, p,
+                                         part + row * columns, gates);
+                        finish_gates(s, t, batch.begin + row, p, gates);
+                    }
+                    continue;
+                }
             const Op* panel = state_panels + p * columns * state_depth;
             for_row_tiles(live, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                 Tile<Op, Rows, kGates> tile;
@@ -179,6 +209,15 @@ class Direction {
                 spill<Op, Rows, kGates>(tile, gates, columns);
                 for (int m = 0; m < Rows; ++m) finish_gates(s, t, batch.begin + row + m, p, gates + m * columns);
             });
+        }
+    }
+
+    // out = addend + W x for the gates of one panel, W in place.
+    void add_dot_products(const A* weight, int64_t depth, const A* x, int64_t panel, const A* addend, A* out) const {
+        for (int g = 0; g < kGates; ++g) {
+            const A* rows = weight + (g * shape.hidden + panel * width) * depth;
+            (Vec<A>::loadu(addend + g * width) + dot_rows<A>(rows, depth, used_lanes(panel), x, depth))
+                .store(out + g * width);
         }
     }
 
@@ -226,9 +265,11 @@ class Direction {
                 for_row_tiles(live, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                     Tile<Op, Rows, Vectors> tile;
                     RowPointers<Op, Rows> a;
-                    for (int m = 0; m < Rows; ++m) a.row[m] = hidden + (batch.begin + row + m) * operand_depth<Op>(units);
+                    for (int m = 0; m < Rows; ++m)
+                        a.row[m] = hidden + (batch.begin + row + m) * operand_depth<Op>(units);
                     clear<Op, Rows, Vectors>(tile);
-                    multiply_rows<Op, Rows, Vectors>(a, projection_panels + projection.offset(p), projection.depth, single, tile);
+                    multiply_rows<Op, Rows, Vectors>(a, projection_panels + projection.offset(p), projection.depth,
+                                                     single, tile);
                     alignas(64) A out[Rows * Vectors * width];
                     spill<Op, Rows, Vectors>(tile, out, Vectors * width);
                     for (int m = 0; m < Rows; ++m)
@@ -237,7 +278,9 @@ class Direction {
                             const auto h = Vec<A>::loadu(out + (m * Vectors + v) * width);
                             const int used = static_cast<int>(std::min<int64_t>(width, shape.projection - unit));
                             store_operand(state[~s & 1] + b * state_stride, unit, h);
-                            store_as<A>(call.y + ((shape.first(t) + b) * shape.directions + d) * shape.projection + unit, h, used);
+                            store_as<A>(
+                                call.y + ((shape.first(t) + b) * shape.directions + d) * shape.projection + unit, h,
+                                used);
                         }
                 });
             });
@@ -273,7 +316,9 @@ class Direction {
     const LstmShape& shape;
     const LstmWeights<W, A>& weights;
     const int d;
-    const int64_t units, panels, input_depth, state_depth, state_stride;
+    const int64_t units, panels;
+    const bool direct;
+    const int64_t input_depth, state_depth, state_stride;
     const Panels<Op> projection;
     Buffer<Op> input_panels, state_panels, projection_panels;
     Buffer<A> bias, peephole, cell;
@@ -285,10 +330,11 @@ class Direction {
 template <typename Op, typename S, typename W, typename A>
 void lstm_forward(const LstmForward<Op, S, W, A>& call) {
     const auto& shape = call.shape;
-    const TimeLoopPlan plan(thread_limit(), shape.directions, shape.batch, kGates * shape.hidden * shape.output(), sizeof(W),
-                            (shape.hidden + kWidth<A> - 1) / kWidth<A>);
+    const TimeLoopPlan plan(thread_limit(), shape.directions, shape.batch, kGates * shape.hidden * shape.output(),
+                            sizeof(W), (shape.hidden + kWidth<A> - 1) / kWidth<A>);
     std::vector<std::unique_ptr<Direction<Op, S, W, A>>> directions;
-    for (int d = 0; d < shape.directions; ++d) directions.push_back(std::make_unique<Direction<Op, S, W, A>>(call, d, plan));
+    for (int d = 0; d < shape.directions; ++d)
+        directions.push_back(std::make_unique<Direction<Op, S, W, A>>(call, d, plan));
     parallel_region(plan.threads, [&](const Team& team) {
         const TimeLoopPart part(plan, team, shape.directions);
         for (int i = 0; i < part.direction_count; ++i) {

@@ -81,10 +81,11 @@ void pack_columns(const W* source, int64_t stride, int64_t count, int64_t depth,
     }
 }
 
-// Panels [first, last) of a matrix [gates * units, depth]: panel p holds one vector of units of every gate side by side,
-// so that a tile has all gates of its units.
+// Panels [first, last) of a matrix [gates * units, depth]: panel p holds one vector of units of every gate side by
+// side, so that a tile has all gates of its units.
 template <typename Op, typename W>
-void pack_gate_panels(const W* weight, int gates, int64_t units, int64_t depth, int64_t first, int64_t last, Op* packed) {
+void pack_gate_panels(const W* weight, int gates, int64_t units, int64_t depth, int64_t first, int64_t last,
+                      Op* packed) {
     constexpr int width = kWidth<AccOf<Op>>;
     const int64_t columns = int64_t(gates) * width, deep = operand_depth<Op>(depth);
     for (int64_t p = first; p < last; ++p) {
@@ -98,7 +99,8 @@ void pack_gate_panels(const W* weight, int gates, int64_t units, int64_t depth, 
 
 // Panels [first, last) of a matrix [columns, depth] (k contiguous).
 template <typename Op, typename W>
-void pack_column_panels(const W* weight, const Panels<Op>& panels, int64_t depth, int64_t first, int64_t last, Op* packed) {
+void pack_column_panels(const W* weight, const Panels<Op>& panels, int64_t depth, int64_t first, int64_t last,
+                        Op* packed) {
     for (int64_t p = first; p < last; ++p) {
         const int64_t padded = int64_t(panels.vectors(p)) * panels.width;
         const int64_t used = std::min(padded, panels.columns - panels.column(p));
@@ -112,14 +114,14 @@ void pack_column_panels(const W* weight, const Panels<Op>& panels, int64_t depth
 template <typename T>
 void pack_row_panels(const T* weight, const Panels<T>& panels, int64_t first, int64_t last, T* packed) {
     for (int64_t p = first; p < last; ++p)
-        pack_rows([&](int64_t k) { return weight + k * panels.columns; }, panels.depth, panels.column(p), panels.columns,
-                  panels.vectors(p), packed + panels.offset(p));
+        pack_rows([&](int64_t k) { return weight + k * panels.columns; }, panels.depth, panels.column(p),
+                  panels.columns, panels.vectors(p), packed + panels.offset(p));
 }
 
 // Multiplies one tile of rows with a panel; a step with a single sequence uses the split chains.
 template <typename Op, int Rows, int Vectors>
-[[gnu::always_inline]] inline void multiply_rows(const RowPointers<Op, Rows>& rows, const Op* panel, int64_t depth, bool single,
-                                                 Tile<Op, Rows, Vectors>& tile) {
+[[gnu::always_inline]] inline void multiply_rows(const RowPointers<Op, Rows>& rows, const Op* panel, int64_t depth,
+                                                 bool single, Tile<Op, Rows, Vectors>& tile) {
     if constexpr (Rows == 1) {
         if (single) return multiply_split<Op, Vectors>(rows, panel, depth, tile);
     }

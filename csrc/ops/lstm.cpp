@@ -45,12 +45,13 @@ class Held {
 };
 
 LstmShape kernel_shape(const LstmSizes& s) {
-    return {s.steps, s.batch, s.input, s.hidden, s.projection, s.rows, static_cast<int>(s.directions), s.offsets.data()};
+    return {s.steps,         s.batch, s.input, s.hidden, s.projection, s.rows, static_cast<int>(s.directions),
+            s.offsets.data()};
 }
 
 template <typename Op, typename S, typename W, typename A>
-void run_forward(const LstmSizes& s, const Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                 const LstmFlags& flags, const LstmForwardResult& out) {
+void run_forward(const LstmSizes& s, const Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
+                 at::TensorList weights, const LstmFlags& flags, const LstmForwardResult& out) {
     const auto& [y, h_n, c_n, gates, cells] = out;
     Held held;
     LstmForward<Op, S, W, A> call{};
@@ -67,15 +68,17 @@ void run_forward(const LstmSizes& s, const Tensor& input, const OptionalTensor& 
     lstm_forward(call);
 }
 
-LstmForwardResult forward(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0, const OptionalTensor& c0,
-                          at::TensorList weights, bool bias, bool projection, bool peephole, bool bidirectional, bool save) {
+LstmForwardResult forward(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                          const OptionalTensor& c0, at::TensorList weights, bool bias, bool projection, bool peephole,
+                          bool bidirectional, bool save) {
     const LstmFlags flags{bias, projection, peephole, bidirectional};
     const auto s = check_lstm(input, batch_sizes, h0, c0, weights, flags);
     const auto options = input.options();
-    const LstmForwardResult out{at::empty(lstm_output_shape(s), options), at::empty({s.directions, s.batch, s.output()}, options),
-                                at::empty({s.directions, s.batch, s.hidden}, options),
-                                save ? at::empty({s.directions, s.rows, 4 * s.hidden}, options) : at::empty({0}, options),
-                                save ? at::empty({s.directions, s.rows, s.hidden}, options) : at::empty({0}, options)};
+    const LstmForwardResult out{
+        at::empty(lstm_output_shape(s), options), at::empty({s.directions, s.batch, s.output()}, options),
+        at::empty({s.directions, s.batch, s.hidden}, options),
+        save ? at::empty({s.directions, s.rows, 4 * s.hidden}, options) : at::empty({0}, options),
+        save ? at::empty({s.directions, s.rows, s.hidden}, options) : at::empty({0}, options)};
     if (s.batch == 0) return out;
     switch (input.scalar_type()) {
         case at::kDouble:
@@ -100,8 +103,9 @@ LstmForwardResult forward(const Tensor& input, const OptionalTensor& batch_sizes
 template <typename T>
 LstmBackwardResult run_backward(const LstmSizes& s, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                 const OptionalTensor& grad_c_n, const Tensor& input, const OptionalTensor& h0,
-                                const OptionalTensor& c0, at::TensorList weights, const Tensor& output, const Tensor& gates,
-                                const Tensor& cells, const LstmFlags& flags, bool need_input, bool need_states, bool need_weights) {
+                                const OptionalTensor& c0, at::TensorList weights, const Tensor& output,
+                                const Tensor& gates, const Tensor& cells, const LstmFlags& flags, bool need_input,
+                                bool need_states, bool need_weights) {
     const auto type = input.scalar_type();
     const auto options = input.options().dtype(c10::CppTypeToScalarType<T>::value);
     const auto none = [&] { return at::empty({0}, input.options()); };
@@ -132,13 +136,15 @@ LstmBackwardResult run_backward(const LstmSizes& s, const OptionalTensor& grad_o
         call.grad_c0 = grad_c0.data_ptr<T>();
     }
     std::vector<Tensor> grad_weights;
-    for (const auto& weight : weights) grad_weights.push_back(need_weights ? at::empty(weight.sizes(), options) : none());
+    for (const auto& weight : weights)
+        grad_weights.push_back(need_weights ? at::empty(weight.sizes(), options) : none());
     for (const auto d : c10::irange(s.directions)) {
         call.weights[d] = held.weights<T, T>(weights, flags, d);
         if (!need_weights) continue;
         const auto p = lstm_parameters(grad_weights, flags, d);
         const auto pointer = [](const Tensor& tensor) { return tensor.defined() ? tensor.data_ptr<T>() : nullptr; };
-        call.gradients[d] = {pointer(p.input), pointer(p.hidden), pointer(p.bias_input), pointer(p.projection), pointer(p.peephole)};
+        call.gradients[d] = {pointer(p.input), pointer(p.hidden), pointer(p.bias_input), pointer(p.projection),
+                             pointer(p.peephole)};
     }
     if (s.batch > 0) {
         lstm_backward(call);
@@ -153,29 +159,33 @@ LstmBackwardResult run_backward(const LstmSizes& s, const OptionalTensor& grad_o
     return {grad_input.to(type), grad_h0.to(type), grad_c0.to(type), grad_weights};
 }
 
-LstmBackwardResult backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                            const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                            const OptionalTensor& c0, at::TensorList weights, const Tensor& output, const Tensor& gates,
-                            const Tensor& cells, bool bias, bool projection, bool peephole, bool bidirectional, bool need_input,
-                            bool need_states, bool need_weights) {
+LstmBackwardResult backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                            const OptionalTensor& grad_c_n, const Tensor& input, const OptionalTensor& batch_sizes,
+                            const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                            const Tensor& output, const Tensor& gates, const Tensor& cells, bool bias, bool projection,
+                            bool peephole, bool bidirectional, bool need_input, bool need_states, bool need_weights) {
     const LstmFlags flags{bias, projection, peephole, bidirectional};
     const auto s = check_lstm(input, batch_sizes, h0, c0, weights, flags);
     check_lstm_backward(s, input, grad_output, grad_h_n, grad_c_n, output, gates, cells);
     const auto run = input.scalar_type() == at::kDouble ? run_backward<double> : run_backward<float>;
-    return run(s, grad_output, grad_h_n, grad_c_n, input, h0, c0, weights, output, gates, cells, flags, need_input, need_states,
-               need_weights);
+    return run(s, grad_output, grad_h_n, grad_c_n, input, h0, c0, weights, output, gates, cells, flags, need_input,
+               need_states, need_weights);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pykernels, m) {
     m.def(
-        "lstm_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool bias, bool projection, "
-        "bool peephole, bool bidirectional, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+        "lstm_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool bias, bool "
+        "projection, "
+        "bool peephole, bool bidirectional, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor "
+        "cells)",
         {at::Tag::pt2_compliant_tag});
     m.def(
-        "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor? batch_sizes, Tensor? h0, "
-        "Tensor? c0, Tensor[] weights, Tensor output, Tensor gates, Tensor cells, bool bias, bool projection, bool peephole, "
+        "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor? batch_sizes, "
+        "Tensor? h0, "
+        "Tensor? c0, Tensor[] weights, Tensor output, Tensor gates, Tensor cells, bool bias, bool projection, bool "
+        "peephole, "
         "bool bidirectional, bool need_input, bool need_states, bool need_weights) "
         "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
         {at::Tag::pt2_compliant_tag});

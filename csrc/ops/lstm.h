@@ -28,8 +28,8 @@ struct LstmFlags {
 LstmParameters lstm_parameters(at::TensorList weights, const LstmFlags& flags, int64_t direction);
 
 // Checks every argument of lstm_forward and returns the sizes.
-LstmSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0, const OptionalTensor& c0,
-                     at::TensorList weights, const LstmFlags& flags);
+LstmSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                     const OptionalTensor& c0, at::TensorList weights, const LstmFlags& flags);
 
 // Checks the arguments that lstm_backward adds.
 void check_lstm_backward(const LstmSizes& sizes, const Tensor& input, const OptionalTensor& grad_output,

@@ -23,8 +23,8 @@ std::vector<int64_t> packed_offsets(const Tensor& batch_sizes, int64_t rows) {
                     " rows of the input, got more");
         offsets.push_back(offsets.back() + sizes[t]);
     }
-    TORCH_CHECK(offsets.back() == rows, "[lstm] expected batch_sizes to add up to the ", rows, " rows of the input, got ",
-                offsets.back());
+    TORCH_CHECK(offsets.back() == rows, "[lstm] expected batch_sizes to add up to the ", rows,
+                " rows of the input, got ", offsets.back());
     return offsets;
 }
 
@@ -44,8 +44,8 @@ LstmParameters lstm_parameters(at::TensorList weights, const LstmFlags& flags, i
     return p;
 }
 
-LstmSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0, const OptionalTensor& c0,
-                     at::TensorList weights, const LstmFlags& flags) {
+LstmSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                     const OptionalTensor& c0, at::TensorList weights, const LstmFlags& flags) {
     LstmSizes s{};
     s.packed = batch_sizes.has_value();
     s.directions = flags.directions();
@@ -109,8 +109,9 @@ std::vector<int64_t> lstm_output_shape(const LstmSizes& s) {
     return {s.steps, s.batch, width};
 }
 
-void check_lstm_backward(const LstmSizes& s, const Tensor& input, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                         const OptionalTensor& grad_c_n, const Tensor& output, const Tensor& gates, const Tensor& cells) {
+void check_lstm_backward(const LstmSizes& s, const Tensor& input, const OptionalTensor& grad_output,
+                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, const Tensor& output,
+                         const Tensor& gates, const Tensor& cells) {
     const auto check = [&](std::string_view name, const Tensor& tensor, at::IntArrayRef shape) {
         check_shape(kOp, name, tensor, shape);
         check_like(kOp, name, tensor, input);

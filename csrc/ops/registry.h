@@ -28,7 +28,8 @@ class RawKernel {
     RawKernel(const char* name, Result (*function)(Arguments...)) {
         all().push_back([=](pybind11::module_& m) {
             m.def(
-                name, [=](typename FromPython<Arguments>::type... arguments) -> Result { return function(arguments...); },
+                name,
+                [=](typename FromPython<Arguments>::type... arguments) -> Result { return function(arguments...); },
                 pybind11::call_guard<pybind11::gil_scoped_release>());
         });
     }

@@ -1,0 +1,106 @@
+"""Copies the committed report's figures into README.md, between two markers (`--check` only compares)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.machine import hardware_line
+from bench.rows import RESULTS, SECTIONS, by_section, mean_ratio, read_report, report_rows
+
+BEGIN, END = "<!-- measured: begin (python -m bench.readme) -->", "<!-- measured: end -->"
+README = Path(__file__).parent.parent / "README.md"
+IN_README = ("lstm-inference", "lstm-training", "lstm-packed", "lstm-bf16", "lstm-streaming", "lstm-memory")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown of the measured rows, with the hardware they came from."""
+    lines = [f"Measured on {hardware_line(report['machine_info'])}.", ""]
+    groups = by_section(report_rows(report))
+    lines += ["| | against | slowest row | geometric mean | fastest row |", "|---|---|---|---|---|"]
+    for key in IN_README:
+        if key in groups:
+            ratios = [row["ratio"] for row in groups[key]]
+            figures = [times(min(ratios)), times(mean_ratio(groups[key])), times(max(ratios))]
+            lines.append(
+                f"| {SECTIONS[key].title} ({len(ratios)} rows) | {SECTIONS[key].against} | {' | '.join(figures)} |"
+            )
+    lines += ["", *shape_table(groups)]
+    return "\n".join(lines)
+
+
+def shape_table(groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Inference and training side by side, one line a shape."""
+    training = {row["label"]: row for row in groups.get("lstm-training", [])}
+    rows = [(row, training.get(row["label"])) for row in groups.get("lstm-inference", [])]
+    if not rows:
+        return []
+    lines = [
+        "| LSTM, float32 | inference, ms | torch | ONNX Runtime | faster by | training step, ms | torch | faster by |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for row, step in rows:
+        texts = [
+            row["label"],
+            milliseconds(row["ours_ms"]),
+            *(peer_time(row, name) for name in ("torch", "ONNX Runtime")),
+        ]
+        texts.append(times(row["ratio"]))
+        texts += (
+            [milliseconds(step["ours_ms"]), peer_time(step, "torch"), times(step["ratio"])] if step else ["", "", ""]
+        )
+        lines.append("| " + " | ".join(texts) + " |")
+    return lines
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}×"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def peer_time(row: Mapping[str, Any], name: str) -> str:
+    return milliseconds(row["peers"][name]["ms"]) if name in row["peers"] else "–"
+
+
+def replaced(text: str, measured: str) -> str:
+    """The text with everything between the markers replaced. Raises ValueError where a marker is missing."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"[bench.readme] expected one {BEGIN!r} and one {END!r}")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{measured}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="fail when README.md does not show the committed report's figures"
+    )
+    parser.add_argument("--report", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--readme", type=Path, default=README)
+    options = parser.parse_args()
+
+    if not options.report.exists():
+        print("no report yet: run `python -m bench` first")
+        return 0 if options.check else 1
+    text = options.readme.read_text()
+    fresh = replaced(text, table(read_report(options.report)))
+    if fresh == text:
+        print("README.md shows the figures of the report")
+        return 0
+    if options.check:
+        print("README.md does not show the figures of the report: run `python -m bench.readme`")
+        return 1
+    options.readme.write_text(fresh)
+    print("README.md updated")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

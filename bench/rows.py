@@ -1,0 +1,163 @@
+"""A row of the report: what was timed against what, the ratio by pair, and how far the machine's own limit is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.limits import Limits, Work, bound
+from bench.pairs import Pairing, geometric_mean
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group of rows with one question. `mean_target` is the geometric mean that the ratios are meant to reach."""
+
+    key: str
+    title: str
+    against: str
+    mean_target: float | None = None
+    judged: str = "ratio"  # the column that the target speaks about: "ratio" or "peak_share"
+
+
+SECTIONS = {
+    section.key: section
+    for section in (
+        Section("core-product", "Matrix product of the core", "the measured FMA peak", judged="peak_share"),
+        Section("lstm-inference", "LSTM, inference", "the better of torch and ONNX Runtime", 1.4),
+        Section("lstm-training", "LSTM, training step", "torch", 2.5),
+        Section("lstm-packed", "LSTM, training step on packed sequences", "torch, packed"),
+        Section("lstm-bf16", "LSTM, inference in bf16", "our own float32"),
+        Section("lstm-streaming", "LSTM, one step of one sequence", "torch"),
+        Section("gpu-forward", "LSTM on the GPU, inference", "cuDNN through torch"),
+        Section("gpu-training", "LSTM on the GPU, training step", "cuDNN through torch"),
+        Section("lstm-memory", "LSTM, memory held for backward", "torch (bytes of torch / bytes of ours)"),
+    )
+}
+
+
+def timed_row(
+    section: str,
+    label: str,
+    pairing: Pairing,
+    *,
+    target: float | None,
+    work: Work,
+    limits: Limits,
+    threads: int,
+    against: str | None = None,
+    why: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The row as it is kept in the report. `against` names the peer to be judged against (otherwise the fastest)."""
+    judge = against or pairing.best_peer()
+    seconds = pairing.median(pairing.ours)
+    least = bound(work, limits, threads)
+    ratio = pairing.ratio(judge)
+    peak = limits.fma_peak(threads) * work.rate
+    return {
+        "section": section,
+        "label": label,
+        "threads": threads,
+        "ours_ms": _round(seconds * 1e3),
+        "peers": {name: _peer(pairing, name) for name in pairing.peers},
+        "against": judge,
+        "ratio": _round(ratio.median),
+        "low": _round(ratio.low),
+        "high": _round(ratio.high),
+        "rounds": ratio.rounds,
+        "target": target,
+        "gflops": _round(work.flop / seconds / 1e9),
+        "peak_share": _round(work.flop / seconds / 1e9 / peak),
+        "bound_ms": _round(least.seconds * 1e3),
+        "bound_by": least.by,
+        "bound_share": _round(least.seconds / seconds),
+        "why": (why or {}).get(f"{section} {label}", (why or {}).get(section, "")),
+    }
+
+
+def held_row(section: str, label: str, mine: int, theirs: int) -> dict[str, Any]:
+    """A row about bytes: how many torch keeps for each that we keep."""
+    ratio = _round(theirs / mine)
+    return {
+        "section": section,
+        "label": label,
+        "ours_bytes": mine,
+        "peers": {"torch": {"bytes": theirs, "ratio": ratio}},
+        "against": "torch",
+        "ratio": ratio,
+        "target": 1.0,
+    }
+
+
+def reached(row: Mapping[str, Any]) -> bool | None:
+    """Whether the row meets its target; None where it has none."""
+    if row["target"] is None:
+        return None
+    return row[SECTIONS[row["section"]].judged] >= row["target"]
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report as pytest-benchmark wrote it. Raises FileNotFoundError when there is none yet."""
+    return json.loads(path.read_text())
+
+
+def report_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [benchmark["extra_info"] for benchmark in report["benchmarks"] if "section" in benchmark["extra_info"]]
+
+
+def by_section(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows grouped in the order of SECTIONS; sections without rows are left out."""
+    groups: dict[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
+    for row in rows:
+        groups[row["section"]].append(row)
+    return {key: group for key, group in groups.items() if group}
+
+
+def mean_ratio(rows: Iterable[Mapping[str, Any]]) -> float:
+    return geometric_mean([row["ratio"] for row in rows])
+
+
+_MARKS = {True: "ok ", False: "LOW", None: "   "}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """The row on one line of a terminal."""
+    head = f"{_MARKS[reached(row)]} {row['section']:15} {row['label']:30}"
+    if "ours_bytes" in row:
+        return f"{head} {row['ours_bytes']} bytes, torch {row['peers']['torch']['bytes']}: x{row['ratio']:.3g}"
+    peers = "  ".join(f"{name} {peer['ms']:9.4g} ms x{peer['ratio']:<5.3g}" for name, peer in row["peers"].items())
+    target = f"target {row['target']:g}" if row["target"] is not None else ""
+    quartiles = f"x{row['ratio']:<5.3g} ({row['low']:.3g}..{row['high']:.3g}, {row['rounds']})"
+    limit = f"{row['gflops']:6.4g} GF {100 * row['peak_share']:3.0f}% peak {100 * row['bound_share']:3.0f}% bound"
+    return f"{head} {row['ours_ms']:9.4g} ms {quartiles:28} {limit}  {target}  {peers}"
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for key, group in by_section(rows).items():
+        section, judged = SECTIONS[key], [reached(row) for row in group]
+        met = f"{judged.count(True)} of {len(judged) - judged.count(None)} rows at their target"
+        mean = f"geometric mean x{mean_ratio(group):.2f}" if section.judged == "ratio" else ""
+        target = f" (target {section.mean_target:g})" if section.mean_target else ""
+        lines.append(f"{section.title}: {met}; {mean}{target}")
+    return lines
+
+
+def _peer(pairing: Pairing, name: str) -> dict[str, float]:
+    ratio = pairing.ratio(name)
+    return {
+        "ms": _round(pairing.median(name) * 1e3),
+        "ratio": _round(ratio.median),
+        "low": _round(ratio.low),
+        "high": _round(ratio.high),
+    }
+
+
+def _round(value: float) -> float:
+    """Four significant digits: more would be noise."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,241 @@
+// The primitives that every kernel is written with, and the only place that knows the vendor: launches, inline PTX,
+// 16-bit types. tests/cuda_on_cpu has a twin of this file with the same names, so a kernel that uses nothing else
+// also runs on a processor. Kernels therefore take shared memory from `shared_memory()` and never write `<<<>>>`.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace pykernels::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Storage and accumulator types -------------------------------------------------------------------------------------
+
+using bf16 = __nv_bfloat16;
+using fp16 = __half;
+
+template <class T>
+struct AccumulatorOf {
+    using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+    using type = double;
+};
+// The type in which values stored as T are summed.
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+__device__ inline float to_accumulator(float value) {
+    return value;
+}
+__device__ inline double to_accumulator(double value) {
+    return value;
+}
+__device__ inline float to_accumulator(bf16 value) {
+    return __bfloat162float(value);
+}
+__device__ inline float to_accumulator(fp16 value) {
+    return __half2float(value);
+}
+
+// Rounds to nearest even.
+template <class T>
+__device__ inline T to_storage(Accumulator<T> value) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        return __float2bfloat16_rn(value);
+    } else if constexpr (std::is_same_v<T, fp16>) {
+        return __float2half_rn(value);
+    } else {
+        return value;
+    }
+}
+
+__device__ inline float exponential(float value) {
+    return expf(value);
+}
+__device__ inline double exponential(double value) {
+    return exp(value);
+}
+__device__ inline float hyperbolic_tangent(float value) {
+    return tanhf(value);
+}
+__device__ inline double hyperbolic_tangent(double value) {
+    return tanh(value);
+}
+
+// Memory ------------------------------------------------------------------------------------------------------------
+
+// Four consecutive values, moved by one access (two of 16 bytes for double).
+template <class T>
+struct alignas(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) Quad {
+    T value[4];
+};
+
+template <class T>
+__device__ inline bool is_quad_aligned(const T* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % alignof(Quad<T>) == 0;
+}
+
+// Data that nothing writes during the launch (read-only path).
+template <class T>
+__device__ inline Quad<T> load_quad_constant(const T* pointer) {
+    using Word = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+    union {
+        Word word[sizeof(Quad<T>) / sizeof(Word)];
+        Quad<T> quad;
+    } bits;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Quad<T>) / sizeof(Word)); ++i) {
+        bits.word[i] = __ldg(reinterpret_cast<const Word*>(pointer) + i);
+    }
+    return bits.quad;
+}
+
+// Data that other blocks wrote before the last grid barrier: read from the cache that all multiprocessors share.
+template <class T>
+__device__ inline Quad<T> load_quad_coherent(const T* pointer) {
+    using Word = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+    union {
+        Word word[sizeof(Quad<T>) / sizeof(Word)];
+        Quad<T> quad;
+    } bits;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Quad<T>) / sizeof(Word)); ++i) {
+        bits.word[i] = __ldcg(reinterpret_cast<const Word*>(pointer) + i);
+    }
+    return bits.quad;
+}
+
+template <class T>
+__device__ inline T load_coherent(const T* pointer) {
+    return __ldcg(pointer);
+}
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+__device__ inline unsigned char* shared_memory() {
+    extern __shared__ __align__(16) unsigned char pykernels_shared[];
+    return pykernels_shared;
+}
+
+// Warps, blocks and the grid ----------------------------------------------------------------------------------------
+
+// Every lane of `lanes` takes part; each gets the value of the lane whose number differs by `lane_xor`.
+template <class T>
+__device__ inline T shuffle_xor(T value, int lane_xor, unsigned lanes = kFullWarp) {
+    return __shfl_xor_sync(lanes, value, lane_xor);
+}
+
+// Every thread of the block waits; what they wrote before is seen by all of them after.
+__device__ inline void block_barrier() {
+    __syncthreads();
+}
+
+// As block_barrier, for all threads of the `blocks` blocks that share `counter` (zero at the first launch, only ever
+// counted up). All of those blocks must be resident together: cooperative launches only.
+__device__ inline void grid_barrier(unsigned long long* counter, unsigned long long blocks) {
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+        unsigned long long before = 0, seen = 0;
+        asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(counter) : "memory");
+        const unsigned long long target = (before / blocks + 1) * blocks;
+        do {
+            asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(counter) : "memory");
+        } while (seen < target);
+    }
+    __syncthreads();
+}
+
+// Launching ---------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+// More than 48 KB of dynamic shared memory has to be asked for.
+template <class... Params>
+cudaError_t allow_shared_memory(void (*kernel)(Params...), size_t shared_bytes) {
+    if (shared_bytes <= 48 * 1024) {
+        return cudaSuccess;
+    }
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes));
+}
+
+template <bool kCooperative, class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Args&&... args) {
+    if (cudaError_t error = allow_shared_memory(kernel, shared_bytes); error != cudaSuccess) {
+        return error;
+    }
+    std::tuple<std::remove_cv_t<Params>...> values(std::forward<Args>(args)...);
+    return std::apply(
+        [&](auto&... value) {
+            void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
+            const void* function = reinterpret_cast<const void*>(kernel);
+            if constexpr (kCooperative) {
+                return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
+            } else {
+                return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+            }
+        },
+        values);
+}
+
+}  // namespace detail
+
+// Starts kernel(args...) on the stream and returns at once; the error is that of the launch.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Args&&... args) {
+    return detail::launch<false>(kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+
+// As launch, with all blocks resident together, so that they may wait for each other.
+template <class... Params, class... Args>
+cudaError_t launch_cooperative(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                               cudaStream_t stream, Args&&... args) {
+    return detail::launch<true>(kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+
+// The most dynamic shared memory that one block may take on the current device.
+inline cudaError_t shared_memory_limit(size_t* bytes) {
+    int device = 0, value = 0;
+    if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+        return error;
+    }
+    const cudaError_t error = cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    *bytes = static_cast<size_t>(value);
+    return error;
+}
+
+// How many blocks of the kernel the whole device holds at one time; 0 where it has no cooperative launch.
+template <class... Params>
+cudaError_t max_resident_blocks(void (*kernel)(Params...), int threads, size_t shared_bytes, int64_t* blocks) {
+    int device = 0, multiprocessors = 0, cooperative = 0, per_multiprocessor = 0;
+    cudaError_t error = detail::allow_shared_memory(kernel, shared_bytes);
+    if (error == cudaSuccess) {
+        error = cudaGetDevice(&device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &per_multiprocessor, reinterpret_cast<const void*>(kernel), threads, shared_bytes);
+    }
+    *blocks = cooperative != 0 ? int64_t{multiprocessors} * per_multiprocessor : 0;
+    return error;
+}
+
+}  // namespace pykernels::cuda

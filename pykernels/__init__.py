@@ -1,0 +1,9 @@
+"""Native CPU and CUDA kernels behind the names that PyTorch users already know."""
+
+import torch  # noqa: F401  (first: it loads what the compiled modules are linked to)
+
+from . import _native, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
+from ._version import __version__
+from .nn import LSTM, LSTMCell
+
+__all__ = ["LSTM", "LSTMCell", "functional", "nn", "reference", "__version__"]

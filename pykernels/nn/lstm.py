@@ -1,0 +1,355 @@
+"""`LSTM` and `LSTMCell`, to be used in the place of torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import Parameter, init
+from torch.nn.modules import rnn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..functional.lstm import lstm, lstm_cell
+from ._base import RecurrentBase, dtype_name
+
+__all__ = ["LSTM", "LSTMCell"]
+
+
+class LSTM(RecurrentBase):
+    r"""Long short-term memory, with the arguments, parameters, results and errors of `torch.nn.LSTM`.
+
+    For each layer, with the logistic function :math:`\sigma` and :math:`*` the elementwise product,
+
+    .. math::
+        i_t &= \sigma(W_{ii} x_t + b_{ii} + W_{hi} h_{t-1} + b_{hi} + p_i * c_{t-1}) \\
+        f_t &= \sigma(W_{if} x_t + b_{if} + W_{hf} h_{t-1} + b_{hf} + p_f * c_{t-1}) \\
+        g_t &= \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        c_t &= f_t * c_{t-1} + i_t * g_t \\
+        o_t &= \sigma(W_{io} x_t + b_{io} + W_{ho} h_{t-1} + b_{ho} + p_o * c_t) \\
+        h_t &= W_{hr} (o_t * \tanh(c_t))
+
+    where the terms in p belong to ``peephole=True`` and :math:`W_{hr}` to ``proj_size > 0``.
+
+    Args:
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        num_layers: how many layers, each on the output of the one before it.
+        bias: whether there are biases.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...]; the states are not affected.
+        dropout: the probability with which, in training, an element of what one layer gives the next is zeroed.
+        bidirectional: a second set of weights runs over the steps from the last to the first.
+        proj_size: P; if not zero, the hidden state is projected to this many units.
+        device, dtype: of the parameters.
+        peephole: the gates also see the cell state, through diagonal weights.
+
+    Inputs:
+        input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for one sequence, or a `PackedSequence`.
+        hx: (h_0, c_0) of [num_layers*D, B, Ho] and [num_layers*D, B, H], without B for one sequence; zeros by default.
+            D is the number of directions, Ho is P with a projection and H without.
+
+    Returns:
+        output of [T, B, D*Ho] (in the input's form) and (h_n, c_n) in the shapes of (h_0, c_0).
+
+    Attributes:
+        weight_ih_l{k}: [4H, I], and [4H, D*Ho] from the second layer on; the gates in the order i, f, g, o.
+        weight_hh_l{k}: [4H, Ho].
+        bias_ih_l{k}, bias_hh_l{k}: [4H].
+        weight_hr_l{k}: [P, H].
+        weight_peephole_l{k}: [3, H]; rows i, f, o.
+
+        The other direction's names end in `_reverse`. All are drawn from the uniform distribution between
+        -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: with the messages of `torch.nn.LSTM`.
+
+    Under autocast, output and states have the dtype of autocast, for packed and projected sequences too.
+
+    Sources: Hochreiter and Schmidhuber 1997 (https://doi.org/10.1162/neco.1997.9.8.1735); peepholes: Gers and
+    Schmidhuber 2000 (https://doi.org/10.1109/IJCNN.2000.861302); projections: Sak, Senior and Beaufays 2014
+    (https://arxiv.org/abs/1402.1128).
+
+    Example::
+
+        >>> lstm = pykernels.LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    peephole: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        peephole: bool = False,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        if not isinstance(peephole, bool):
+            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
+        self.peephole = peephole
+        if peephole:
+            self.add_weights("weight_peephole", (3, hidden_size), device, dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("peephole", False)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", peephole=True" if self.peephole else "")
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return layers, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor] | None, batch_sizes: Tensor | None
+    ) -> None:
+        self.check_input(input, batch_sizes)
+        if batch_sizes is not None and is_compiling():
+            return  # the batch is a number in batch_sizes, which only the operator reads
+        if hidden is not None:
+            expected = self.get_expected_hidden_size(input, batch_sizes)
+            self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+            expected = self.get_expected_cell_size(input, batch_sizes)
+            self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
+            if len(hidden) != 2:
+                raise RuntimeError("lstm expects two hidden states")
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+
+        dim = input.dim()
+        if dim == 3:
+            if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
+                raise RuntimeError(
+                    "For batched 3-D input, hx and cx should also be 3-D "
+                    f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            output, h_n, c_n = self._run(input, hx, None)
+            return output, (h_n, c_n)
+
+        # one sequence without a batch
+        if dim != 2:
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
+        if hx is not None:
+            if hx[0].dim() != 2 or hx[1].dim() != 2:
+                raise RuntimeError(
+                    "For unbatched 2-D input, hx and cx should also be 2-D "
+                    f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        batch_dim = 0 if self.batch_first else 1
+        output, h_n, c_n = self._run(input.unsqueeze(batch_dim), hx, None)
+        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        first: Any = self._flat_weights[0]
+        if data.dtype != first.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(
+                "mat1 and mat2 must have the same dtype, "
+                f"but got {dtype_name(data.dtype)} and {dtype_name(first.dtype)}"
+            )
+        if hx is not None:
+            # the states come in the order of the sequences as they were given, not as they were packed
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, *hidden = self._run(data, hx, batch_sizes)
+        return (
+            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
+            self.permute_hidden((hidden[0], hidden[1]), unsorted_indices),
+        )
+
+    def _run(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = self.weights()
+        self.check_forward_args(input, hx, batch_sizes)
+        compiling = is_compiling()
+        if compiling:
+            self.check_devices(input, hx, weights)
+        try:
+            return lstm(
+                input,
+                hx,
+                weights,
+                batch_sizes=batch_sizes,
+                bias=self.bias,
+                num_layers=self.num_layers,
+                dropout=self.dropout,
+                training=self.training,
+                bidirectional=self.bidirectional,
+                batch_first=self.batch_first,
+                projection=self.proj_size > 0,
+                peephole=self.peephole,
+            )
+        except RuntimeError:
+            # torch's words for it, where it has any
+            self.check_devices(input, hx, weights)
+            raise
+
+
+class LSTMCell(rnn.RNNCellBase):
+    r"""One step of long short-term memory, with the arguments, parameters, results and errors of `torch.nn.LSTMCell`.
+
+    .. math::
+        i &= \sigma(W_{ii} x + b_{ii} + W_{hi} h + b_{hi} + p_i * c) \\
+        f &= \sigma(W_{if} x + b_{if} + W_{hf} h + b_{hf} + p_f * c) \\
+        g &= \tanh(W_{ig} x + b_{ig} + W_{hg} h + b_{hg}) \\
+        c' &= f * c + i * g \\
+        o &= \sigma(W_{io} x + b_{io} + W_{ho} h + b_{ho} + p_o * c') \\
+        h' &= o * \tanh(c')
+
+    where the terms in p belong to ``peephole=True``.
+
+    Args:
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        bias: whether there are biases.
+        device, dtype: of the parameters.
+        peephole: the gates also see the cell state, through diagonal weights.
+
+    Inputs:
+        input: [B, I], or [I].
+        hx: (h, c), [B, H] or [H] each; zeros by default.
+
+    Returns:
+        (h', c') in the shapes of (h, c).
+
+    Attributes:
+        weight_ih: [4H, I], the gates in the order i, f, g, o.
+        weight_hh: [4H, H].
+        bias_ih, bias_hh: [4H].
+        weight_peephole: [3, H]; rows i, f, o.
+
+    Raises:
+        ValueError, RuntimeError: with the messages of `torch.nn.LSTMCell`.
+
+    Sources: as for `LSTM`.
+
+    Example::
+
+        >>> cell = pykernels.LSTMCell(10, 20)
+        >>> h, c = cell(torch.randn(3, 10))
+        >>> h, c = cell(torch.randn(3, 10), (h, c))
+        >>> h.shape
+        torch.Size([3, 20])
+    """
+
+    peephole: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        peephole: bool = False,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        if not isinstance(peephole, bool):
+            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
+        self.peephole = peephole
+        if peephole:
+            self.weight_peephole = Parameter(torch.empty((3, hidden_size), device=device, dtype=dtype))
+            bound = 1 / hidden_size**0.5 if hidden_size > 0 else 0
+            init.uniform_(self.weight_peephole, -bound, bound)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("peephole", False)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", peephole=True" if self.peephole else "")
+
+    def check_forward_args(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+        """Raise what torch raises for shapes and dtypes that do not fit together; input and hx are batched."""
+        if input.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[1]} expected {self.weight_ih.shape[1]}"
+            )
+        for index, state in enumerate(hx or ()):
+            if state.shape[0] != input.shape[0]:
+                raise RuntimeError(
+                    f"Input batch size {input.shape[0]} doesn't match hidden{index} batch size {state.shape[0]}"
+                )
+            if state.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{index} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
+                )
+        if input.device != self.weight_ih.device:
+            raise RuntimeError(
+                f"Tensor on device {self.weight_ih.device} is not on the expected device {input.device}!"
+            )
+        for tensor in (input, *(hx or ())[:1]):
+            if tensor.dtype != self.weight_ih.dtype and not torch._C._is_any_autocast_enabled():
+                raise RuntimeError(
+                    "mat1 and mat2 must have the same dtype, "
+                    f"but got {dtype_name(tensor.dtype)} and {dtype_name(self.weight_ih.dtype)}"
+                )
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if input.dim() not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None:
+            for index, state in enumerate(hx):
+                if state.dim() not in (1, 2):
+                    raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
+            if not isinstance(hx, (tuple, list)):
+                raise TypeError(
+                    f"lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not {type(hx).__name__}"
+                )
+            if len(hx) != 2:
+                raise RuntimeError("lstm_cell expects two hidden states")
+
+        if input.dim() == 2:
+            return self._run(input, hx)
+        h, c = self._run(input.unsqueeze(0), None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+        return h.squeeze(0), c.squeeze(0)
+
+    def _run(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        own: Any = self._parameters
+        peephole = None
+        if is_compiling():
+            self.check_forward_args(input, hx)
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        elif "weight_ih" in own and "weight_hh" in own and "bias_ih" in own and "bias_hh" in own:
+            # a quarter of the time that four attributes take
+            weights = (own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"])
+        else:
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        if self.peephole:
+            peephole = self.weight_peephole
+        try:
+            return lstm_cell(input, hx, *weights, peephole)
+        except (RuntimeError, IndexError):
+            # torch's words for it, where it has any
+            self.check_forward_args(input, hx)
+            raise

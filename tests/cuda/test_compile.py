@@ -1,0 +1,88 @@
+"""The CUDA sources compile for the GPUs that are supported, and no kernel keeps registers in memory.
+
+Needs nvcc, but neither a GPU nor a torch that is built with CUDA.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu"))
+GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
+ARCHITECTURES = ("80", "90a")
+INCLUDES = [f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
+
+
+@functools.cache
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME
+    places = [str(Path(home, "bin"))] if home else []
+    return shutil.which("nvcc", path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
+
+
+pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc: neither CUDA_HOME/bin nor PATH has it")
+
+
+def run(command: list[str]) -> str:
+    """All that the command says; a failure shows it."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    said = done.stdout + done.stderr
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command)}\n{said[-6000:]}", pytrace=False)
+    return said
+
+
+@pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.name)
+def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property):
+    command = [str(nvcc()), "-std=c++20", "-O3", "-c", "-Xptxas", "-v", "--threads", "2", *INCLUDES]
+    command += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
+    said = run([*command, str(source), "-o", str(tmp_path / "kernels.o")])
+    assert "warning" not in said, said
+    report = re.findall(
+        r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        said,
+        re.DOTALL,
+    )
+    assert {architecture for _, architecture, *_ in report} == set(ARCHITECTURES)
+    for name, architecture, *memory, registers in report:
+        record_property(f"registers of {name} on sm_{architecture}", int(registers))
+        print(f"sm_{architecture} {registers:>3} registers {name}")
+        assert memory == ["0", "0", "0"], (
+            f"{name} on sm_{architecture}: stack frame, spill stores, spill loads {memory}"
+        )
+
+
+@functools.cache
+def toolkit_includes() -> list[str]:
+    """The include folders that nvcc itself uses."""
+    told = run([str(nvcc()), "--dryrun", "-E", str(KERNELS[0])])
+    lines = [line for line in told.splitlines() if re.match(r"#\$ (SYSTEM_)?INCLUDES=", line)]
+    return [path for line in lines for path in re.findall(r"(?:-I|-isystem\" \")([^\"]+)\"", line)]
+
+
+@pytest.mark.parametrize("source", GLUE, ids=lambda path: path.name)
+def test_glue_compiles(source, tmp_path):
+    torch_includes = cpp_extension.include_paths()
+    # A torch without CUDA ships these headers, but not the one that its build makes.
+    made = "c10/cuda/impl/cuda_cmake_macros.h"
+    if not any(Path(path, made).is_file() for path in torch_includes):
+        assert torch.version.cuda is None
+        (tmp_path / made).parent.mkdir(parents=True)
+        (tmp_path / made).touch()
+    folders = [*torch_includes, *toolkit_includes(), sysconfig.get_paths()["include"], str(tmp_path)]
+    system = [argument for folder in folders for argument in ("-isystem", folder)]
+    compiler = os.environ.get("CXX", "c++").split()
+    said = run([*compiler, "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", *INCLUDES, *system, str(source)])
+    assert "warning" not in said, said

@@ -1,0 +1,274 @@
+"""What the tests share: drawn cases, runs that return every gradient, judgement of errors, child processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import hypothesis
+    from hypothesis import strategies
+except ImportError:  # the suite also runs where only pytest is installed
+    hypothesis = None
+
+ROOT = Path(__file__).resolve().parent.parent
+LOW = (torch.bfloat16, torch.float16)
+
+
+# -- drawn cases ------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One LSTM problem: every tensor of it follows from these fields."""
+
+    steps: int = 4
+    batch: int = 3
+    inputs: int = 5
+    hidden: int = 6
+    layers: int = 1
+    bias: bool = True
+    bidirectional: bool = False
+    projection: bool = False
+    peephole: bool = False
+    packed: bool = False
+    states: bool = True
+    seed: int = 0
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def proj(self) -> int:
+        return max(1, 2 * self.hidden // 3) if self.projection else 0
+
+    @property
+    def out(self) -> int:
+        return self.proj or self.hidden
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `functional.lstm` and of its twin."""
+        names = ("bias", "bidirectional", "projection", "peephole")
+        return {"num_layers": self.layers, **{name: getattr(self, name) for name in names}}
+
+    def module_options(self) -> dict[str, Any]:
+        """The arguments of `torch.nn.LSTM` (peephole, which it lacks, left out)."""
+        return {
+            "input_size": self.inputs,
+            "hidden_size": self.hidden,
+            "num_layers": self.layers,
+            "bias": self.bias,
+            "bidirectional": self.bidirectional,
+            "proj_size": self.proj,
+        }
+
+    def lengths(self) -> list[int]:
+        """Sequence lengths for packing: the longest has `steps`, the rest are drawn."""
+        draw = random.Random(self.seed)
+        return sorted([self.steps] + [draw.randint(1, self.steps) for _ in range(self.batch - 1)], reverse=True)
+
+    def batch_sizes(self) -> Tensor:
+        lengths = self.lengths()
+        return torch.tensor([sum(length > step for length in lengths) for step in range(self.steps)])
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.layers):
+            width = self.inputs if layer == 0 else self.out * self.directions
+            for suffix in ("", "_reverse")[: self.directions]:
+                end = f"_l{layer}{suffix}"
+                shapes["weight_ih" + end] = (4 * self.hidden, width)
+                shapes["weight_hh" + end] = (4 * self.hidden, self.out)
+                if self.bias:
+                    shapes["bias_ih" + end] = shapes["bias_hh" + end] = (4 * self.hidden,)
+                if self.projection:
+                    shapes["weight_hr" + end] = (self.proj, self.hidden)
+                if self.peephole:
+                    shapes["weight_peephole" + end] = (3, self.hidden)
+        return shapes
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float64, device: Any = "cpu", requires_grad: bool = True
+    ) -> dict[str, Tensor]:
+        """`input`, `h0` and `c0` if `states`, then the weights in the order of `RNNBase._flat_weights`."""
+        draw = torch.Generator().manual_seed(self.seed)
+        sizes = (int(self.batch_sizes().sum()),) if self.packed else (self.steps, self.batch)
+        shapes: dict[str, tuple[int, ...]] = {"input": (*sizes, self.inputs)}
+        if self.states:
+            shapes["h0"] = (self.layers * self.directions, self.batch, self.out)
+            shapes["c0"] = (self.layers * self.directions, self.batch, self.hidden)
+        made = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+        scale = 1 / math.sqrt(self.hidden)
+        for name, shape in self.weight_shapes().items():
+            made[name] = (torch.rand(shape, generator=draw, dtype=torch.float64) * 2 - 1) * scale
+        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in made.items()}
+
+
+def drawn(examples: int = 25, *, of: Callable[..., Any] = Case, **space: Any) -> Callable:
+    """Run the test with `case=of(...)` for drawn arguments.
+
+    A pair (low, high) draws an integer, a list one of its entries. hypothesis draws and shrinks where it is
+    installed; elsewhere the same space is drawn from with a fixed seed.
+    """
+
+    def decorate(test: Callable) -> Callable:
+        if hypothesis is not None:
+            choose = {
+                name: strategies.integers(*domain) if isinstance(domain, tuple) else strategies.sampled_from(domain)
+                for name, domain in space.items()
+            }
+            settings = hypothesis.settings(
+                max_examples=examples,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            return settings(hypothesis.given(case=strategies.builds(of, **choose))(test))
+
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            draw = random.Random(test.__name__)
+            for _ in range(examples):
+                values = {n: draw.randint(*d) if isinstance(d, tuple) else draw.choice(d) for n, d in space.items()}
+                case = of(**values)
+                try:
+                    test(*args, case=case, **kwargs)
+                except Exception as error:
+                    error.args = (f"{error}\nwith {case}",)
+                    raise
+
+        signature = inspect.signature(test)
+        run.__signature__ = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "case"])
+        return run
+
+    return decorate
+
+
+SEED = (0, 2**16)
+FLAG = [False, True]
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+def split(tensors: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | None, list[Tensor]]:
+    """The (input, hx, weights) of `functional.lstm` out of `Case.tensors()`."""
+    hx = (tensors["h0"], tensors["c0"]) if "h0" in tensors else None
+    return tensors["input"], hx, [t for name, t in tensors.items() if name not in ("input", "h0", "c0")]
+
+
+def call(function: Callable, case: Case, tensors: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Results of a functional LSTM by name."""
+    sizes = {"batch_sizes": case.batch_sizes()} if case.packed else {}
+    results = function(*split(tensors), **sizes, **case.options, **options)
+    return dict(zip(("output", "h_n", "c_n"), results, strict=True))
+
+
+def with_gradients(results: dict[str, Tensor], leaves: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
+    """The results, and `grad <leaf>` for a drawn weighting of all results."""
+    draw = torch.Generator().manual_seed(seed)
+    weighting = [
+        torch.randn(result.shape, generator=draw, dtype=torch.float64).to(result.device, result.dtype)
+        for result in results.values()
+    ]
+    gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), weighting)
+    detached = {name: result.detach() for name, result in results.items()}
+    return detached | {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
+
+
+def run(function: Callable, case: Case, dtype: torch.dtype, device: Any = "cpu", draw_as: Any = None, **options: Any):
+    """Results and all gradients of a functional LSTM.
+
+    draw_as: the dtype to round the operands to first, so that a float64 run gives the truth about a lower one.
+    """
+    tensors = case.tensors(draw_as or dtype, device, requires_grad=False)
+    tensors = {name: t.to(dtype).requires_grad_() for name, t in tensors.items()}
+    return with_gradients(call(function, case, tensors, **options), tensors)
+
+
+# -- judgement --------------------------------------------------------------------------------------------------------
+def distance(actual: Tensor, truth: Tensor, least: float = 1e-300) -> float:
+    """Largest difference, relative to the largest entry of the truth (or to `least`, where that is more)."""
+    if truth.numel() == 0:
+        return 0.0
+    truth = truth.double()
+    difference = (actual.double() - truth).abs().max()
+    return float(difference / truth.abs().max().clamp_min(least))
+
+
+def check_form(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(actual) == list(expected)
+    for name, tensor in actual.items():
+        assert tensor.shape == expected[name].shape, f"{name}: {tuple(tensor.shape)}, not {expected[name].shape}"
+        assert tensor.device == expected[name].device, f"{name} on {tensor.device}, not {expected[name].device}"
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    """Equality up to `tolerance` of the largest entry, by name (for float64)."""
+    check_form(actual, expected)
+    for name, tensor in actual.items():
+        assert tensor.dtype == expected[name].dtype, f"{name} is {tensor.dtype}, not {expected[name].dtype}"
+        assert distance(tensor, expected[name]) <= tolerance, f"{name} is off by {distance(tensor, expected[name])}"
+
+
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    check_form(actual, expected)
+    for name, tensor in actual.items():
+        assert torch.equal(tensor, expected[name]), f"{name} differs by {distance(tensor, expected[name])}"
+
+
+def assert_no_worse(
+    ours: dict[str, Tensor], peer: dict[str, Tensor], truth: dict[str, Tensor], factor: float = 2, floor: float = 2
+) -> None:
+    """Our error against the float64 truth is at most `factor` times the peer's (half more for gradients).
+
+    floor: error, in units in the last place of the largest entry, that is never held against us. Gradients are sums
+    with terms of the size of the incoming ones, 1, so that where they cancel this is a unit of 1/4 at least.
+    """
+    check_form(ours, peer)
+    for name, tensor in ours.items():
+        assert tensor.dtype == peer[name].dtype, f"{name} is {tensor.dtype}, not {peer[name].dtype}"
+        share, least = (factor * 1.5, 0.25) if name.startswith("grad") else (factor, 1e-300)
+        allowed = share * distance(peer[name], truth[name], least) + floor * torch.finfo(tensor.dtype).eps
+        error = distance(tensor, truth[name], least)
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def outcome(attempt: Callable[[], Any]) -> tuple[type, str] | None:
+    """Type and text of the error of a call, None where it returns."""
+    try:
+        attempt()
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+# -- child processes --------------------------------------------------------------------------------------------------
+def python(code: str | Iterable[str], timeout: float = 60, check: bool = True, **environment: str):
+    """Run Python code (or arguments) in a fresh process at the root of the repository; a hang is a failure."""
+    arguments = ["-c", code] if isinstance(code, str) else list(code)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+    )
+    if check:
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
