@@ -1,5 +1,5 @@
 // The product core. B is packed in panels of a few vectors; a register tile multiplies rows of A with a panel; the
-// kernel's own ending takes the tile while it is in registers.
+// kernel's own ending takes the tile row by row from the first-level cache, where it lies just after.
 //
 //   panel layout   panel p covers kTileVectors vectors of columns; inside it [k][column], zero-padded to whole vectors;
 //                  the last panel of a matrix holds only the vectors it needs.
@@ -18,9 +18,6 @@ namespace pykernels {
 
 template <typename Op>
 using AccOf = typename Operand<Op>::Acc;
-
-template <typename Op, int Rows, int Vectors>
-using Tile = Vec<AccOf<Op>>[Rows][Vectors];
 
 // Rows of A anywhere in memory, k contiguous.
 template <typename Op, int Rows>
@@ -48,11 +45,22 @@ template <typename Register>
 #endif
 }
 
-// tile += A (Rows x depth) * panel (depth x Vectors).
+// The register tile: out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart; start
+// null for zeros, start_stride 0 for the same row everywhere. A function of its own, never inlined, so that nothing else
+// competes for the registers that hold the tile.
 template <typename Op, int Rows, int Vectors, typename A>
-[[gnu::always_inline]] inline void multiply(const A& a, const Op* panel, int64_t depth, Tile<Op, Rows, Vectors>& tile) {
+[[gnu::noinline]] void multiply(const A& a, const Op* panel, int64_t depth, const AccOf<Op>* start,
+                                int64_t start_stride, AccOf<Op>* out, int64_t stride) {
     using O = Operand<Op>;
-    constexpr int width = kWidth<AccOf<Op>>;
+    using Acc = AccOf<Op>;
+    constexpr int width = kWidth<Acc>;
+    const A rows = a;
+    Vec<Acc> tile[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v)
+            tile[m][v] = start ? Vec<Acc>::loadu(start + m * start_stride + v * width) : Vec<Acc>(Acc(0));
     for (int64_t k = 0; k < depth; ++k) {
         typename O::Register b[Vectors];
 #pragma GCC unroll 8
@@ -62,18 +70,22 @@ template <typename Op, int Rows, int Vectors, typename A>
         }
 #pragma GCC unroll 8
         for (int m = 0; m < Rows; ++m) {
-            const auto value = O::broadcast(a.at(m, k));
+            const auto value = O::broadcast(rows.at(m, k));
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) tile[m][v] = O::multiply_add(value, b[v], tile[m][v]);
         }
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) tile[m][v].store(out + m * stride + v * width);
 }
 
 // The same for a single row, in kSplit interleaved chains: one row alone cannot fill the multiply-add pipeline.
 inline constexpr int kSplit = 4;
-template <typename Op, int Vectors, typename A>
-[[gnu::always_inline]] inline void multiply_split(const A& a, const Op* panel, int64_t depth,
-                                                  Tile<Op, 1, Vectors>& tile) {
+template <typename Op, int Vectors>
+[[gnu::noinline]] void multiply_split(const Op* row, const Op* panel, int64_t depth, const AccOf<Op>* start,
+                                      AccOf<Op>* out) {
     using O = Operand<Op>;
     using Acc = AccOf<Op>;
     constexpr int width = kWidth<Acc>;
@@ -81,34 +93,27 @@ template <typename Op, int Vectors, typename A>
 #pragma GCC unroll 8
     for (int s = 0; s < kSplit; ++s)
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) chain[s][v] = Vec<Acc>(Acc(0));
+        for (int v = 0; v < Vectors; ++v)
+            chain[s][v] = s == 0 && start ? Vec<Acc>::loadu(start + v * width) : Vec<Acc>(Acc(0));
     int64_t k = 0;
     for (; k + kSplit <= depth; k += kSplit) {
 #pragma GCC unroll 8
         for (int s = 0; s < kSplit; ++s) {
-            const auto value = O::broadcast(a.at(0, k + s));
+            const auto value = O::broadcast(row + k + s);
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v)
                 chain[s][v] = O::multiply_add(value, O::load(panel + ((k + s) * Vectors + v) * width), chain[s][v]);
         }
     }
     for (; k < depth; ++k) {
-        const auto value = O::broadcast(a.at(0, k));
+        const auto value = O::broadcast(row + k);
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v)
             chain[0][v] = O::multiply_add(value, O::load(panel + (k * Vectors + v) * width), chain[0][v]);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v)
-        tile[0][v] = tile[0][v] + ((chain[0][v] + chain[1][v]) + (chain[2][v] + chain[3][v]));
-}
-
-template <typename Op, int Rows, int Vectors>
-[[gnu::always_inline]] inline void clear(Tile<Op, Rows, Vectors>& tile) {
-#pragma GCC unroll 8
-    for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) tile[m][v] = Vec<AccOf<Op>>(AccOf<Op>(0));
+        ((chain[0][v] + chain[1][v]) + (chain[2][v] + chain[3][v])).store(out + v * width);
 }
 
 // Dot products of x with `count` rows of a matrix, `stride` apart and not packed: one vector of sums. For a few rows of
@@ -148,15 +153,6 @@ Vec<T> dot_rows(const T* rows, int64_t stride, int count, const T* x, int64_t de
     for (int j = 0; j < 4; ++j) part[j] = Vec<T>::loadu(transposed + j * width);
     for (int j = 4; j < width; ++j) part[j % 4] = part[j % 4] + Vec<T>::loadu(transposed + j * width);
     return (part[0] + part[1]) + (part[2] + part[3]);
-}
-
-// Stores the tile row by row, `stride` elements apart, for an ending that walks over rows.
-template <typename Op, int Rows, int Vectors>
-[[gnu::always_inline]] inline void spill(const Tile<Op, Rows, Vectors>& tile, AccOf<Op>* out, int64_t stride) {
-#pragma GCC unroll 8
-    for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) tile[m][v].store(out + m * stride + v * kWidth<AccOf<Op>>);
 }
 
 // Calls visit(std::integral_constant<int, n>, first_row) over `rows` rows in tiles of nearly equal height n <= Max. A

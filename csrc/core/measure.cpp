@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <stdexcept>
+#include <vector>
 
 #include "core/parallel.h"
 #include "core/product.h"
@@ -74,13 +75,11 @@ double packed_rate(int64_t M, int64_t N, int64_t K, int threads, double seconds)
             const auto own = share(panels.count(), team.rank, team.size);
             for (int64_t p = own.begin; p < own.end; ++p)
                 for_row_tiles(M, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                    Tile<Op, Rows, kTileVectors> tile;
-                    clear<Op, Rows, kTileVectors>(tile);
                     RowPointers<Op, Rows> rows;
                     for (int m = 0; m < Rows; ++m) rows.row[m] = a + (row + m) * depth;
-                    multiply<Op, Rows, kTileVectors>(rows, b + panels.offset(p), depth, tile);
-                    spill<Op, Rows, kTileVectors>(tile, c + row * panels.count() * panels.span() + panels.column(p),
-                                                  panels.count() * panels.span());
+                    const int64_t stride = panels.count() * panels.span();
+                    multiply<Op, Rows, kTileVectors>(rows, b + panels.offset(p), depth, nullptr, 0,
+                                                     c + row * stride + panels.column(p), stride);
                 });
         });
     };
@@ -92,12 +91,12 @@ template <typename T>
 double blocked_rate(int64_t M, int64_t N, int64_t K, int threads, double seconds) {
     const auto a = filled<T>(M * K), b = filled<T>(K * N);
     const Buffer<T> c(M * N);
+    std::vector<const T*> rows(K);
+    for (int64_t k = 0; k < K; ++k) rows[k] = b + k * N;
     return best_rate(2.0 * M * N * K, seconds, [&] {
         parallel_region(threads, [&](const Team& team) {
-            product_share<T>(
-                rows_of_a<T>([&](int64_t m) { return static_cast<const T*>(a + m * K); }),
-                [&](int64_t k) { return static_cast<const T*>(b + k * N); }, M, N, K, {c, N, false}, team.rank,
-                team.size);
+            product_share<T>(rows_of_a<T>([&](int64_t m) { return static_cast<const T*>(a + m * K); }),
+                             {rows.data(), N, c, N, false}, M, K, team.rank, team.size);
         });
     });
 }

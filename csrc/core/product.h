@@ -7,9 +7,9 @@
 
 namespace pykernels {
 
-inline constexpr int64_t kDepthBlock = 128;    // a panel of B of this depth stays in the first-level cache
-inline constexpr int64_t kRowBlock = 96;       // rows of A packed at once
-inline constexpr int64_t kColumnBlock = 1024;  // columns of B packed at once: a part of the second-level cache
+inline constexpr int64_t kDepthBlock = 256;   // so deep are the packed blocks of A and B
+inline constexpr int64_t kRowBlock = 192;     // rows of A packed at once: runs long enough for the prefetcher
+inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: with A, they fill the second-level cache
 
 // A found row by row: row(m) points at depth contiguous values. Multiplied in place.
 template <typename T, typename Row>
@@ -34,9 +34,12 @@ ColumnsOfA<T, Column> columns_of_a(Column column) {
     return {column};
 }
 
+// One B with its C: row k of B is at rows[k] (null for zeros) and has `columns` values. C = A B, or C += A B.
 template <typename T>
-struct Destination {
-    T* data;
+struct Factor {
+    const T* const* rows;
+    int64_t columns;
+    T* out;  // [rows of A, columns], `stride` apart
     int64_t stride;
     bool accumulate;
 };
@@ -64,52 +67,40 @@ void pack_tile(const A& a, int64_t first, int64_t rows, int64_t k0, int64_t dept
 template <typename T, int Rows, int Vectors, typename A>
 inline void update(const A& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool first) {
     constexpr int width = kWidth<T>;
-    Tile<T, Rows, Vectors> tile;
-    clear<T, Rows, Vectors>(tile);
-    if (columns == Vectors * width) {
-        // C comes from far away and is needed last: ask for it now.
-#pragma GCC unroll 8
-        for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) __builtin_prefetch(c + m * stride + v * width, 1);
-        multiply<T, Rows, Vectors>(a, panel, depth, tile);
-        if (!first) {
-#pragma GCC unroll 8
-            for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) tile[m][v] = tile[m][v] + Vec<T>::loadu(c + m * stride + v * width);
-        }
-        spill<T, Rows, Vectors>(tile, c, stride);
-        return;
-    }
-    multiply<T, Rows, Vectors>(a, panel, depth, tile);
-    alignas(64) T edge[Rows * Vectors * width];
-    spill<T, Rows, Vectors>(tile, edge, Vectors * width);
+    const bool whole = columns == Vectors * width;
+    if (whole && first) return multiply<T, Rows, Vectors>(a, panel, depth, nullptr, 0, c, stride);
+    // C comes from far away and is needed last: ask for it now.
     for (int m = 0; m < Rows; ++m)
-        for (int64_t n = 0; n < columns; ++n) {
-            T& out = c[m * stride + n];
-            out = edge[m * Vectors * width + n] + (first ? T(0) : out);
+        for (int v = 0; v < Vectors; ++v) __builtin_prefetch(c + m * stride + v * width, 1);
+    alignas(64) T sum[Rows * Vectors * width];
+    multiply<T, Rows, Vectors>(a, panel, depth, nullptr, 0, sum, Vectors * width);
+    for (int m = 0; m < Rows; ++m) {
+        const T* from = sum + m * Vectors * width;
+        T* to = c + m * stride;
+        if (whole) {
+            for (int v = 0; v < Vectors; ++v)
+                (Vec<T>::loadu(to + v * width) + Vec<T>::loadu(from + v * width)).store(to + v * width);
+        } else {
+            for (int64_t n = 0; n < columns; ++n) to[n] = first ? from[n] : to[n] + from[n];
         }
+    }
 }
 
 }  // namespace detail
 
-// C[rows, columns] = A B over k in [0, depth), for the given ranges. row_of_b(k) points at all columns of row k of B,
-// null for zeros.
-template <typename T, typename A, typename RowOfB>
-void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int64_t depth, const Destination<T>& c) {
+// C[rows, columns] = A B over k in [0, depth), for the given ranges; `packed` is a workspace.
+template <typename T, typename A>
+void product(const A& a, const Factor<T>& b, const Range& rows, const Range& columns, int64_t depth,
+             const Buffer<T>& packed_a, const Buffer<T>& packed_b) {
     constexpr int width = kWidth<T>;
-    if (rows.size() <= 0 || columns.size() <= 0) return;
-    Buffer<T> packed_b(kDepthBlock * std::min<int64_t>(kColumnBlock, (columns.size() + width - 1) / width * width));
-    Buffer<T> packed_a(A::packs ? kDepthBlock * kRowBlock + width : 0);
     for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kColumnBlock) {
         const int64_t n1 = std::min(n0 + kColumnBlock, columns.end);
         for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepthBlock) {
             const int64_t deep = std::min(kDepthBlock, depth - k0);
-            const bool first = k0 == 0 && !c.accumulate;
+            const bool first = k0 == 0 && !b.accumulate;
             const Panels<T> panels{n1 - n0, deep};
             for (int64_t p = 0; p < panels.count(); ++p)
-                pack_rows<T>([&](int64_t k) { return row_of_b(k0 + k); }, deep, n0 + panels.column(p), n1,
+                pack_rows<T>([&](int64_t k) { return b.rows[k0 + k]; }, deep, n0 + panels.column(p), n1,
                              panels.vectors(p), packed_b + panels.offset(p));
             for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kRowBlock) {
                 const int64_t height = std::min(kRowBlock, rows.end - m0);
@@ -123,14 +114,14 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
                     with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                         const int64_t used = std::min<int64_t>(Vectors * width, n1 - column);
                         for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                            T* out = c.data + (m0 + row) * c.stride + column;
+                            T* out = b.out + (m0 + row) * b.stride + column;
                             if constexpr (A::packs) {
                                 detail::update<T, Rows, Vectors>(PackedRows<T, Rows>{packed_a + row * deep}, panel,
-                                                                 deep, out, c.stride, used, first);
+                                                                 deep, out, b.stride, used, first);
                             } else {
                                 RowPointers<T, Rows> pointers;
                                 for (int m = 0; m < Rows; ++m) pointers.row[m] = a.row(m0 + row + m) + k0;
-                                detail::update<T, Rows, Vectors>(pointers, panel, deep, out, c.stride, used, first);
+                                detail::update<T, Rows, Vectors>(pointers, panel, deep, out, b.stride, used, first);
                             }
                         });
                     });
@@ -141,17 +132,21 @@ void product(const A& a, const RowOfB& row_of_b, Range rows, Range columns, int6
 }
 
 // This thread's share of the larger side of C.
-template <typename T, typename A, typename RowOfB>
-void product_share(const A& a, const RowOfB& row_of_b, int64_t rows, int64_t columns, int64_t depth,
-                   const Destination<T>& c, int64_t part, int64_t parts) {
+template <typename T, typename A>
+void product_share(const A& a, const Factor<T>& b, int64_t rows, int64_t depth, int64_t part, int64_t parts) {
     const int64_t panel = kTileVectors * kWidth<T>;
-    Range mine_rows{0, rows}, mine_columns{0, columns};
-    if (rows / kTileRows >= columns / panel) {
+    Range mine_rows{0, rows}, mine_columns{0, b.columns};
+    if (rows / kTileRows >= b.columns / panel) {
         mine_rows = share(rows, part, parts, kTileRows);
     } else {
-        mine_columns = share(columns, part, parts, panel);
+        mine_columns = share(b.columns, part, parts, panel);
     }
-    product<T>(a, row_of_b, mine_rows, mine_columns, depth, c);
+    if (mine_rows.size() <= 0 || mine_columns.size() <= 0) return;
+    const int64_t deep = std::min(kDepthBlock, std::max<int64_t>(depth, 1));
+    const int64_t block = std::min<int64_t>(kColumnBlock, (mine_columns.size() + panel - 1) / panel * panel);
+    const Buffer<T> packed_b(deep * block);
+    const Buffer<T> packed_a(A::packs ? deep * std::min(kRowBlock, mine_rows.size()) + kWidth<T> : 0);
+    product<T>(a, b, mine_rows, mine_columns, depth, packed_a, packed_b);
 }
 
 }  // namespace pykernels

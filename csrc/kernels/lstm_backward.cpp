@@ -87,22 +87,22 @@ class BackwardDirection {
     void parameter_gradients(int64_t part, int64_t parts) const {
         const auto gate_columns = columns_of_a<T>([&](int64_t r) { return grad_gates(r); });
         if (gradients.hidden)
-            product_share<T>(
-                gate_columns, [&](int64_t r) { return last_rows[r]; }, gate_stride, shape.output(), shape.rows,
-                {gradients.hidden, shape.output(), false}, part, parts);
+            product_share<T>(gate_columns, {last_rows.data(), shape.output(), gradients.hidden, shape.output(), false},
+                             gate_stride, shape.rows, part, parts);
         if (gradients.input) {
             std::vector<const T*> x(shape.rows);
             for (int64_t t = 0; t < shape.steps; ++t)
                 for (int64_t b = 0; b < shape.live(t); ++b) x[shape.first(t) + b] = call.x.row(t, b);
-            product_share<T>(
-                gate_columns, [&](int64_t r) { return x[r]; }, gate_stride, shape.input, shape.rows,
-                {gradients.input, shape.input, false}, part, parts);
+            product_share<T>(gate_columns, {x.data(), shape.input, gradients.input, shape.input, false}, gate_stride,
+                             shape.rows, part, parts);
         }
-        if (gradients.projection)
-            product_share<T>(
-                columns_of_a<T>([&](int64_t r) { return grad_projected + r * shape.projection; }),
-                [&](int64_t r) { return static_cast<const T*>(projected_from + r * shape.hidden); }, shape.projection,
-                shape.hidden, shape.rows, {gradients.projection, shape.hidden, false}, part, parts);
+        if (gradients.projection) {
+            std::vector<const T*> from(shape.rows);
+            for (int64_t r = 0; r < shape.rows; ++r) from[r] = projected_from + r * shape.hidden;
+            product_share<T>(columns_of_a<T>([&](int64_t r) { return grad_projected + r * shape.projection; }),
+                             {from.data(), shape.hidden, gradients.projection, shape.hidden, false}, shape.projection,
+                             shape.rows, part, parts);
+        }
         if (gradients.bias) {
             const auto own = share(gate_stride, part, parts, 4 * width);
             sum_columns(
@@ -148,6 +148,8 @@ class BackwardDirection {
                 for_row_tiles(rows.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t tile_row) {
                     alignas(64) T grad[Rows * Vectors * width] = {};
                     const int64_t first = rows.begin + tile_row, column = outputs.column(p);
+                    for (int m = 0; m < Rows; ++m)
+                        prefetch_row(shape.first(t) + first + m, column, std::min<int64_t>(Vectors * width, shape.output() - column));
                     if (later_gates(first)) {
                         back_through_weights<Rows, Vectors>(
                             p, single, [&](int m) { return later_gates(first + m); }, grad);
@@ -175,15 +177,29 @@ class BackwardDirection {
             });
     }
 
+    // Asks for what the ending of a row will read, while the product before it runs.
+    void prefetch_row(int64_t row, int64_t unit, int64_t count) const {
+        constexpr int64_t line = 64 / sizeof(T);
+        const T* gates = call.gates + (d * shape.rows + row) * gate_stride + unit;
+        const T* cells = call.cells + (d * shape.rows + row) * shape.hidden + unit;
+        for (int64_t u = 0; u < count; u += line) {
+            for (int g = 0; g < kGates; ++g) {
+                __builtin_prefetch(gates + g * shape.hidden + u);
+                __builtin_prefetch(call.grad_gates + (d * shape.rows + row) * gate_stride + g * shape.hidden + unit + u, 1);
+            }
+            __builtin_prefetch(cells + u);
+            if (last_cells[row]) __builtin_prefetch(last_cells[row] + unit + u);
+            if (call.grad_y) __builtin_prefetch(call.grad_y + (row * shape.directions + d) * shape.output() + unit + u);
+        }
+    }
+
     // grad = (gradients of the gates) W_hh for one tile.
     template <int Rows, int Vectors, typename Gates>
-    [[gnu::always_inline]] void back_through_weights(int64_t panel, bool single, const Gates& gates, T* grad) const {
-        Tile<T, Rows, Vectors> tile;
-        clear<T, Rows, Vectors>(tile);
+    void back_through_weights(int64_t panel, bool single, const Gates& gates, T* grad) const {
         RowPointers<T, Rows> a;
         for (int m = 0; m < Rows; ++m) a.row[m] = gates(m);
-        multiply_rows<T, Rows, Vectors>(a, state_panels + outputs.offset(panel), gate_stride, single, tile);
-        spill<T, Rows, Vectors>(tile, grad, Vectors * width);
+        multiply_rows<T, Rows, Vectors>(a, state_panels + outputs.offset(panel), gate_stride, single, nullptr, 0, grad,
+                                        Vectors * width);
     }
 
     // With a projection: from the gradient of W_hr (o tanh(c)) to that of o tanh(c).
@@ -193,14 +209,11 @@ class BackwardDirection {
             with_vectors(units.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                 for_row_tiles(live.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t tile_row) {
                     const int64_t b = live.begin + tile_row, row = shape.first(t) + b;
-                    Tile<T, Rows, Vectors> tile;
-                    clear<T, Rows, Vectors>(tile);
                     RowPointers<T, Rows> a;
                     for (int m = 0; m < Rows; ++m) a.row[m] = grad_projected + (row + m) * shape.projection;
-                    multiply_rows<T, Rows, Vectors>(a, projection_panels + units.offset(p), shape.projection, single,
-                                                    tile);
                     alignas(64) T grad[Rows * Vectors * width];
-                    spill<T, Rows, Vectors>(tile, grad, Vectors * width);
+                    multiply_rows<T, Rows, Vectors>(a, projection_panels + units.offset(p), shape.projection, single,
+                                                    nullptr, 0, grad, Vectors * width);
                     for (int m = 0; m < Rows; ++m)
                         for (int v = 0; v < Vectors; ++v) {
                             const int64_t unit = units.column(p) + v * width;
@@ -258,20 +271,15 @@ class BackwardDirection {
             });
     }
 
-    // out[column] = sum over rows of load(row, column, lanes), four vectors at a time.
+    // out[column] = sum over rows of load(row, column, lanes), row after row: long runs of memory, one order.
     template <typename Load>
     void sum_columns(const Range& columns, const Load& load, T* out) const {
-        for (int64_t c0 = columns.begin; c0 < columns.end; c0 += 4 * width) {
-            V sum[4] = {V(T(0)), V(T(0)), V(T(0)), V(T(0))};
-            const auto used = [&](int v) {
-                return static_cast<int>(std::clamp<int64_t>(columns.end - c0 - v * width, 0, width));
-            };
-            for (int64_t r = 0; r < shape.rows; ++r)
-                for (int v = 0; v < 4; ++v)
-                    if (used(v) > 0) sum[v] = sum[v] + load(r, c0 + v * width, used(v));
-            for (int v = 0; v < 4; ++v)
-                if (used(v) > 0) store_as<T>(out + c0 + v * width, sum[v], used(v));
-        }
+        std::fill(out + columns.begin, out + columns.end, T(0));
+        for (int64_t r = 0; r < shape.rows; ++r)
+            for (int64_t c = columns.begin; c < columns.end; c += width) {
+                const int used = static_cast<int>(std::min<int64_t>(width, columns.end - c));
+                store_as<T>(out + c, load_as<T>(out + c, used) + load(r, c, used), used);
+            }
     }
 
     void peephole_gradient(int64_t part, int64_t parts) const {
@@ -311,12 +319,13 @@ template <typename T>
 void input_gradient(const LstmBackward<T>& call, int64_t part, int64_t parts) {
     const auto& shape = call.shape;
     const int64_t gates = kGates * shape.hidden;
-    for (int d = 0; d < shape.directions; ++d)
-        product_share<T>(
-            rows_of_a<T>(
-                [&](int64_t r) { return static_cast<const T*>(call.grad_gates + (d * shape.rows + r) * gates); }),
-            [&](int64_t k) { return call.weights[d].input + k * shape.input; }, shape.rows, shape.input, gates,
-            {call.grad_x, shape.input, d > 0}, part, parts);
+    std::vector<const T*> rows(gates);
+    for (int d = 0; d < shape.directions; ++d) {
+        for (int64_t k = 0; k < gates; ++k) rows[k] = call.weights[d].input + k * shape.input;
+        const T* grad_gates = call.grad_gates + d * shape.rows * gates;
+        product_share<T>(rows_of_a<T>([&](int64_t r) { return grad_gates + r * gates; }),
+                         {rows.data(), shape.input, call.grad_x, shape.input, d > 0}, shape.rows, gates, part, parts);
+    }
 }
 
 }  // namespace

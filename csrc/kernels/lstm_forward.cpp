@@ -160,16 +160,10 @@ class Direction {
                 }
             const Op* panel = input_panels + p * columns * input_depth;
             for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                Tile<Op, Rows, kGates> tile;
                 RowPointers<Op, Rows> a;
-#pragma GCC unroll 8
-                for (int m = 0; m < Rows; ++m) {
-                    a.row[m] = rows[row + m];
-#pragma GCC unroll 8
-                    for (int v = 0; v < kGates; ++v) tile[m][v] = Vec<A>::loadu(bias + p * columns + v * width);
-                }
-                multiply_rows<Op, Rows, kGates>(a, panel, input_depth, single, tile);
-                spill<Op, Rows, kGates>(tile, out + row * columns, columns);
+                for (int m = 0; m < Rows; ++m) a.row[m] = rows[row + m];
+                multiply_rows<Op, Rows, kGates>(a, panel, input_depth, single, bias + p * columns, 0,
+                                                out + row * columns, columns);
             });
         }
     }
@@ -196,17 +190,11 @@ class Direction {
                 }
             const Op* panel = state_panels + p * columns * state_depth;
             for_row_tiles(live, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                Tile<Op, Rows, kGates> tile;
                 RowPointers<Op, Rows> a;
-#pragma GCC unroll 8
-                for (int m = 0; m < Rows; ++m) {
-                    a.row[m] = last + (batch.begin + row + m) * state_stride;
-#pragma GCC unroll 8
-                    for (int v = 0; v < kGates; ++v) tile[m][v] = Vec<A>::loadu(part + (row + m) * columns + v * width);
-                }
-                multiply_rows<Op, Rows, kGates>(a, panel, state_depth, single, tile);
+                for (int m = 0; m < Rows; ++m) a.row[m] = last + (batch.begin + row + m) * state_stride;
                 alignas(64) A gates[Rows * columns];
-                spill<Op, Rows, kGates>(tile, gates, columns);
+                multiply_rows<Op, Rows, kGates>(a, panel, state_depth, single, part + row * columns, columns, gates,
+                                                columns);
                 for (int m = 0; m < Rows; ++m) finish_gates(s, t, batch.begin + row + m, p, gates + m * columns);
             });
         }
@@ -241,9 +229,9 @@ class Direction {
         const V h = o * tanh(c);
         c.store(cell + b * units + unit);
         if (shape.projection) {
-            store_operand(hidden + b * operand_depth<Op>(units), unit, h);
+            store_operand(hidden + b * operand_depth<Op>(units), unit, h, used);
         } else {
-            store_operand(state[~s & 1] + b * state_stride, unit, h);
+            store_operand(state[~s & 1] + b * state_stride, unit, h, used);
             store_as<A>(call.y + (row * shape.directions + d) * shape.hidden + unit, h, used);
         }
         if (call.gates) {
@@ -263,21 +251,18 @@ class Direction {
         for (int64_t p = own.begin; p < own.end; ++p)
             with_vectors(projection.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                 for_row_tiles(live, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                    Tile<Op, Rows, Vectors> tile;
                     RowPointers<Op, Rows> a;
                     for (int m = 0; m < Rows; ++m)
                         a.row[m] = hidden + (batch.begin + row + m) * operand_depth<Op>(units);
-                    clear<Op, Rows, Vectors>(tile);
-                    multiply_rows<Op, Rows, Vectors>(a, projection_panels + projection.offset(p), projection.depth,
-                                                     single, tile);
                     alignas(64) A out[Rows * Vectors * width];
-                    spill<Op, Rows, Vectors>(tile, out, Vectors * width);
+                    multiply_rows<Op, Rows, Vectors>(a, projection_panels + projection.offset(p), projection.depth,
+                                                     single, nullptr, 0, out, Vectors * width);
                     for (int m = 0; m < Rows; ++m)
                         for (int v = 0; v < Vectors; ++v) {
                             const int64_t b = batch.begin + row + m, unit = projection.column(p) + v * width;
                             const auto h = Vec<A>::loadu(out + (m * Vectors + v) * width);
                             const int used = static_cast<int>(std::min<int64_t>(width, shape.projection - unit));
-                            store_operand(state[~s & 1] + b * state_stride, unit, h);
+                            store_operand(state[~s & 1] + b * state_stride, unit, h, used);
                             store_as<A>(
                                 call.y + ((shape.first(t) + b) * shape.directions + d) * shape.projection + unit, h,
                                 used);
@@ -304,11 +289,11 @@ class Direction {
     }
 
     // The state as the next product reads it: rounded to the storage type.
-    static void store_operand(Op* row, int64_t unit, const Vec<A>& h) {
+    static void store_operand(Op* row, int64_t unit, const Vec<A>& h, int used) {
         if constexpr (std::is_same_v<Op, A>) {
             round_to<S>(h).store(row + unit);
         } else {
-            store_as<A>(reinterpret_cast<W*>(row) + unit, h);
+            store_as<A>(reinterpret_cast<W*>(row) + unit, h, used);  // a pair's other half stays zero
         }
     }
 

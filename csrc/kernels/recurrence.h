@@ -118,14 +118,14 @@ void pack_row_panels(const T* weight, const Panels<T>& panels, int64_t first, in
                   panels.columns, panels.vectors(p), packed + panels.offset(p));
 }
 
-// Multiplies one tile of rows with a panel; a step with a single sequence uses the split chains.
+// One tile of rows times a panel; a step with a single sequence uses the split chains.
 template <typename Op, int Rows, int Vectors>
-[[gnu::always_inline]] inline void multiply_rows(const RowPointers<Op, Rows>& rows, const Op* panel, int64_t depth,
-                                                 bool single, Tile<Op, Rows, Vectors>& tile) {
+inline void multiply_rows(const RowPointers<Op, Rows>& rows, const Op* panel, int64_t depth, bool single,
+                          const AccOf<Op>* start, int64_t start_stride, AccOf<Op>* out, int64_t stride) {
     if constexpr (Rows == 1) {
-        if (single) return multiply_split<Op, Vectors>(rows, panel, depth, tile);
+        if (single) return multiply_split<Op, Vectors>(rows.row[0], panel, depth, start, out);
     }
-    multiply<Op, Rows, Vectors>(rows, panel, depth, tile);
+    multiply<Op, Rows, Vectors>(rows, panel, depth, start, start_stride, out, stride);
 }
 
 }  // namespace pykernels

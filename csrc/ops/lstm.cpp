@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "kernels/lstm.h"
+#include "ops/lstm_cell.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -196,6 +197,9 @@ TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
     m.impl("lstm_backward", backward);
 }
 
-static const RawKernel raw_kernels[] = {{"lstm_forward", forward}, {"lstm_backward", backward}};
+static const RawKernel raw_kernels[] = {{"lstm_forward", forward},
+                                        {"lstm_backward", backward},
+                                        {"lstm_cell_forward", lstm_cell_forward<forward>},
+                                        {"lstm_cell_backward", lstm_cell_backward<backward>}};
 
 }  // namespace pykernels

@@ -13,6 +13,7 @@
 #include <torch/library.h>
 
 #include "csrc/ops/registry.h"
+#include "csrc/ops/lstm_cell.h"
 #include "cuda/kernels/lstm.h"
 
 namespace pykernels::cuda {
@@ -232,6 +233,9 @@ TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
     m.impl("lstm_backward", backward);
 }
 
-static const RawKernel raw_kernels[] = {{"lstm_forward", forward}, {"lstm_backward", backward}};
+static const RawKernel raw_kernels[] = {{"lstm_forward", forward},
+                                        {"lstm_backward", backward},
+                                        {"lstm_cell_forward", lstm_cell_forward<forward>},
+                                        {"lstm_cell_backward", lstm_cell_backward<backward>}};
 
 }  // namespace pykernels::cuda
