@@ -26,13 +26,6 @@ struct RowPointers {
     const Op* at(int m, int64_t k) const { return row[m] + k; }
 };
 
-// A packed [k][Rows].
-template <typename Op, int Rows>
-struct PackedRows {
-    const Op* data;
-    const Op* at(int m, int64_t k) const { return data + k * Rows + m; }
-};
-
 // Stops the compiler from loading a panel vector again for each row.
 template <typename Register>
 [[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Register& r) {
@@ -218,16 +211,16 @@ class Buffer {
     std::unique_ptr<T[], Free> data_;
 };
 
-// Packs rows k0 … k0+depth of B, each a contiguous run of columns found by row(k), into one panel of `vectors` vectors.
+// Packs `depth` rows of B, each a contiguous run of columns found by row(k), into one panel of `vectors` vectors.
 template <typename T, typename Row>
 void pack_rows(const Row& row, int64_t depth, int64_t column, int64_t columns, int vectors, T* panel) {
     const int64_t padded = int64_t(vectors) * kWidth<T>, used = std::min(columns - column, padded);
     for (int64_t k = 0; k < depth; ++k, panel += padded) {
-        const T* source = row(k);
-        if (source == nullptr) {
-            std::fill(panel, panel + padded, T(0));
+        const T* source = row(k) + column;
+        if (used == padded) {
+            for (int v = 0; v < vectors; ++v) Vec<T>::loadu(source + v * kWidth<T>).store(panel + v * kWidth<T>);
         } else {
-            std::copy(source + column, source + column + used, panel);
+            std::copy(source, source + used, panel);
             std::fill(panel + used, panel + padded, T(0));
         }
     }

@@ -7,34 +7,43 @@
 
 namespace pykernels {
 
-inline constexpr int64_t kDepthBlock = 256;   // so deep are the packed blocks of A and B
-inline constexpr int64_t kRowBlock = 192;     // rows of A packed at once: runs long enough for the prefetcher
-inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: with A, they fill the second-level cache
+inline constexpr int64_t kDepthBlock = 256;   // so deep are the packed panels of B
+inline constexpr int64_t kRowBlock = 192;     // rows of A that pass a panel before the next panel comes
+inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: half of the second-level cache
 
-// A found row by row: row(m) points at depth contiguous values. Multiplied in place.
+// A row by row: row(m) points at `depth` neighbours.
 template <typename T, typename Row>
 struct RowsOfA {
     Row row;
-    static constexpr bool packs = false;
+    template <int Rows>
+    RowPointers<T, Rows> tile(int64_t m, int64_t k) const {
+        RowPointers<T, Rows> pointers;
+        for (int i = 0; i < Rows; ++i) pointers.row[i] = row(m + i) + k;
+        return pointers;
+    }
 };
-
-// A found column by column: column(k) points at contiguous rows, null for zeros. Packed before use.
-template <typename T, typename Column>
-struct ColumnsOfA {
-    Column column;
-    static constexpr bool packs = true;
-};
-
 template <typename T, typename Row>
 RowsOfA<T, Row> rows_of_a(Row row) {
     return {row};
 }
-template <typename T, typename Column>
-ColumnsOfA<T, Column> columns_of_a(Column column) {
-    return {column};
-}
 
-// One B with its C: row k of B is at rows[k] (null for zeros) and has `columns` values. C = A B, or C += A B.
+// A column by column: columns[k] points at all its rows. Broadcast from where it is: nothing is packed.
+template <typename T, int Rows>
+struct ColumnPointers {
+    const T* const* column;
+    int64_t first;
+    const T* at(int m, int64_t k) const { return column[k] + first + m; }
+};
+template <typename T>
+struct ColumnsOfA {
+    const T* const* columns;
+    template <int Rows>
+    ColumnPointers<T, Rows> tile(int64_t m, int64_t k) const {
+        return {columns + k, m};
+    }
+};
+
+// One B with its C: row k of B is at rows[k] and has `columns` values. C = A B, or C += A B.
 template <typename T>
 struct Factor {
     const T* const* rows;
@@ -45,23 +54,6 @@ struct Factor {
 };
 
 namespace detail {
-
-// Columns k0 … k0+depth of A, rows first … first+Rows, as [k][Rows]. Whole vectors are copied where they may be read
-// and the next column overwrites what was too much; `out` has room for one vector more than it needs.
-template <typename T, int Rows, typename A>
-void pack_tile(const A& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, T* out) {
-    const bool whole = rows - first >= kWidth<T>;
-    for (int64_t k = 0; k < depth; ++k, out += Rows) {
-        const T* source = a.column(k0 + k);
-        if (source == nullptr) {
-            std::fill_n(out, Rows, T(0));
-        } else if (whole && Rows <= kWidth<T>) {
-            Vec<T>::loadu(source + first).store(out);
-        } else {
-            std::copy_n(source + first, Rows, out);
-        }
-    }
-}
 
 // Adds A panel to Rows x Vectors elements of C; `first` starts from zero instead.
 template <typename T, int Rows, int Vectors, typename A>
@@ -88,11 +80,13 @@ inline void update(const A& a, const T* panel, int64_t depth, T* c, int64_t stri
 
 }  // namespace detail
 
-// C[rows, columns] = A B over k in [0, depth), for the given ranges; `packed` is a workspace.
+// C[rows, columns] = A B over k in [0, depth), for the given ranges: this thread's part.
 template <typename T, typename A>
-void product(const A& a, const Factor<T>& b, const Range& rows, const Range& columns, int64_t depth,
-             const Buffer<T>& packed_a, const Buffer<T>& packed_b) {
+void product(const A& a, const Factor<T>& b, const Range& rows, const Range& columns, int64_t depth) {
     constexpr int width = kWidth<T>;
+    if (rows.size() <= 0 || columns.size() <= 0) return;
+    const int64_t block = std::min<int64_t>(kColumnBlock, (columns.size() + width - 1) / width * width);
+    const Buffer<T> packed(std::min(kDepthBlock, std::max<int64_t>(depth, 1)) * block);
     for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kColumnBlock) {
         const int64_t n1 = std::min(n0 + kColumnBlock, columns.end);
         for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepthBlock) {
@@ -101,28 +95,18 @@ void product(const A& a, const Factor<T>& b, const Range& rows, const Range& col
             const Panels<T> panels{n1 - n0, deep};
             for (int64_t p = 0; p < panels.count(); ++p)
                 pack_rows<T>([&](int64_t k) { return b.rows[k0 + k]; }, deep, n0 + panels.column(p), n1,
-                             panels.vectors(p), packed_b + panels.offset(p));
+                             panels.vectors(p), packed + panels.offset(p));
             for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kRowBlock) {
                 const int64_t height = std::min(kRowBlock, rows.end - m0);
-                if constexpr (A::packs)
-                    for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                        detail::pack_tile<T, Rows>(a, m0 + row, rows.end, k0, deep, packed_a + row * deep);
-                    });
                 for (int64_t p = 0; p < panels.count(); ++p) {
                     const int64_t column = n0 + panels.column(p);
-                    const T* panel = packed_b + panels.offset(p);
+                    const T* panel = packed + panels.offset(p);
                     with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                         const int64_t used = std::min<int64_t>(Vectors * width, n1 - column);
                         for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                            T* out = b.out + (m0 + row) * b.stride + column;
-                            if constexpr (A::packs) {
-                                detail::update<T, Rows, Vectors>(PackedRows<T, Rows>{packed_a + row * deep}, panel,
-                                                                 deep, out, b.stride, used, first);
-                            } else {
-                                RowPointers<T, Rows> pointers;
-                                for (int m = 0; m < Rows; ++m) pointers.row[m] = a.row(m0 + row + m) + k0;
-                                detail::update<T, Rows, Vectors>(pointers, panel, deep, out, b.stride, used, first);
-                            }
+                            detail::update<T, Rows, Vectors>(a.template tile<Rows>(m0 + row, k0), panel, deep,
+                                                             b.out + (m0 + row) * b.stride + column, b.stride, used,
+                                                             first);
                         });
                     });
                 }
@@ -134,19 +118,28 @@ void product(const A& a, const Factor<T>& b, const Range& rows, const Range& col
 // This thread's share of the larger side of C.
 template <typename T, typename A>
 void product_share(const A& a, const Factor<T>& b, int64_t rows, int64_t depth, int64_t part, int64_t parts) {
-    const int64_t panel = kTileVectors * kWidth<T>;
-    Range mine_rows{0, rows}, mine_columns{0, b.columns};
-    if (rows / kTileRows >= b.columns / panel) {
-        mine_rows = share(rows, part, parts, kTileRows);
+    if (rows / kTileRows >= b.columns / (kTileVectors * kWidth<T>)) {
+        product<T>(a, b, share(rows, part, parts, kTileRows), {0, b.columns}, depth);
     } else {
-        mine_columns = share(b.columns, part, parts, panel);
+        product<T>(a, b, {0, rows}, share(b.columns, part, parts, kWidth<T>), depth);
     }
-    if (mine_rows.size() <= 0 || mine_columns.size() <= 0) return;
-    const int64_t deep = std::min(kDepthBlock, std::max<int64_t>(depth, 1));
-    const int64_t block = std::min<int64_t>(kColumnBlock, (mine_columns.size() + panel - 1) / panel * panel);
-    const Buffer<T> packed_b(deep * block);
-    const Buffer<T> packed_a(A::packs ? deep * std::min(kRowBlock, mine_rows.size()) + kWidth<T> : 0);
-    product<T>(a, b, mine_rows, mine_columns, depth, packed_a, packed_b);
+}
+
+// out[i][j] = sum over r of left[r][i] * right[r][j], a thread's share of the rows i: the gradient of a weight from those
+// of what it fed and from what it read. Computed with i as columns, since a long run of them can be copied as it is,
+// then turned.
+template <typename T>
+void outer_product_share(const T* const* left, int64_t left_size, const T* const* right, int64_t right_size,
+                         int64_t depth, T* out, int64_t part, int64_t parts) {
+    const Range own = share(left_size, part, parts, kWidth<T>);
+    if (own.size() <= 0) return;
+    const Buffer<T> turned(right_size * own.size());
+    product<T>(ColumnsOfA<T>{right}, {left, left_size, turned - own.begin, own.size(), false}, {0, right_size}, own,
+               depth);
+    constexpr int64_t together = 16;
+    for (int64_t j = 0; j < right_size; j += together)
+        pack_transposed<T>(turned + j * own.size(), own.size(), std::min(together, right_size - j), own.size(),
+                           out + own.begin * right_size + j, right_size);
 }
 
 }  // namespace pykernels

@@ -85,23 +85,28 @@ class BackwardDirection {
 
     // Parameters' gradients, this thread's share.
     void parameter_gradients(int64_t part, int64_t parts) const {
-        const auto gate_columns = columns_of_a<T>([&](int64_t r) { return grad_gates(r); });
-        if (gradients.hidden)
-            product_share<T>(gate_columns, {last_rows.data(), shape.output(), gradients.hidden, shape.output(), false},
-                             gate_stride, shape.rows, part, parts);
+        std::vector<const T*> gates(shape.rows), from(shape.rows);
+        for (int64_t r = 0; r < shape.rows; ++r) gates[r] = grad_gates(r);
+        if (gradients.hidden) {
+            const std::vector<T> zeros(shape.output(), T(0));
+            for (int64_t r = 0; r < shape.rows; ++r) from[r] = last_rows[r] ? last_rows[r] : zeros.data();
+            outer_product_share<T>(gates.data(), gate_stride, from.data(), shape.output(), shape.rows, gradients.hidden,
+                                   part, parts);
+        }
         if (gradients.input) {
-            std::vector<const T*> x(shape.rows);
             for (int64_t t = 0; t < shape.steps; ++t)
-                for (int64_t b = 0; b < shape.live(t); ++b) x[shape.first(t) + b] = call.x.row(t, b);
-            product_share<T>(gate_columns, {x.data(), shape.input, gradients.input, shape.input, false}, gate_stride,
-                             shape.rows, part, parts);
+                for (int64_t b = 0; b < shape.live(t); ++b) from[shape.first(t) + b] = call.x.row(t, b);
+            outer_product_share<T>(gates.data(), gate_stride, from.data(), shape.input, shape.rows, gradients.input,
+                                   part, parts);
         }
         if (gradients.projection) {
-            std::vector<const T*> from(shape.rows);
-            for (int64_t r = 0; r < shape.rows; ++r) from[r] = projected_from + r * shape.hidden;
-            product_share<T>(columns_of_a<T>([&](int64_t r) { return grad_projected + r * shape.projection; }),
-                             {from.data(), shape.hidden, gradients.projection, shape.hidden, false}, shape.projection,
-                             shape.rows, part, parts);
+            std::vector<const T*> projected(shape.rows);
+            for (int64_t r = 0; r < shape.rows; ++r) {
+                projected[r] = grad_projected + r * shape.projection;
+                from[r] = projected_from + r * shape.hidden;
+            }
+            outer_product_share<T>(projected.data(), shape.projection, from.data(), shape.hidden, shape.rows,
+                                   gradients.projection, part, parts);
         }
         if (gradients.bias) {
             const auto own = share(gate_stride, part, parts, 4 * width);
@@ -148,11 +153,14 @@ class BackwardDirection {
                 for_row_tiles(rows.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t tile_row) {
                     alignas(64) T grad[Rows * Vectors * width] = {};
                     const int64_t first = rows.begin + tile_row, column = outputs.column(p);
-                    for (int m = 0; m < Rows; ++m)
-                        prefetch_row(shape.first(t) + first + m, column, std::min<int64_t>(Vectors * width, shape.output() - column));
                     if (later_gates(first)) {
                         back_through_weights<Rows, Vectors>(
-                            p, single, [&](int m) { return later_gates(first + m); }, grad);
+                            p, single, [&](int m) { return later_gates(first + m); }, grad,
+                            [&](int64_t part, int64_t parts) {
+                                const int64_t count = std::min<int64_t>(Vectors * width, shape.output() - column);
+                                for (int64_t m = Rows * part / parts; m < Rows * (part + 1) / parts; ++m)
+                                    prefetch_row(shape.first(t) + first + m, column, count);
+                            });
                     } else if (call.grad_h_n) {
                         for (int m = 0; m < Rows; ++m)
                             std::copy_n(call.grad_h_n + (d * shape.batch + first + m) * shape.output() + column,
@@ -177,29 +185,34 @@ class BackwardDirection {
             });
     }
 
-    // Asks for what the ending of a row will read, while the product before it runs.
+    // grad = (gradients of the gates) W_hh for one tile. ahead(part, parts) is called between pieces of the product: a
+    // few cache lines asked for at a time arrive while it runs, all at once they would hold it up.
+    template <int Rows, int Vectors, typename Gates, typename Ahead>
+    void back_through_weights(int64_t panel, bool single, const Gates& gates, T* grad, const Ahead& ahead) const {
+        const int64_t pieces = single ? 1 : std::clamp<int64_t>(gate_stride / 128, 1, Rows);
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const auto k = share(gate_stride, piece, pieces);
+            RowPointers<T, Rows> a;
+            for (int m = 0; m < Rows; ++m) a.row[m] = gates(m) + k.begin;
+            ahead(piece, pieces);
+            multiply_rows<T, Rows, Vectors>(a, state_panels + outputs.offset(panel) + k.begin * Vectors * width,
+                                            k.size(), single, piece ? grad : nullptr, Vectors * width, grad,
+                                            Vectors * width);
+        }
+    }
+
+    // Asks for what the ending of a row will read.
     void prefetch_row(int64_t row, int64_t unit, int64_t count) const {
         constexpr int64_t line = 64 / sizeof(T);
         const T* gates = call.gates + (d * shape.rows + row) * gate_stride + unit;
         const T* cells = call.cells + (d * shape.rows + row) * shape.hidden + unit;
         for (int64_t u = 0; u < count; u += line) {
-            for (int g = 0; g < kGates; ++g) {
-                __builtin_prefetch(gates + g * shape.hidden + u);
-                __builtin_prefetch(call.grad_gates + (d * shape.rows + row) * gate_stride + g * shape.hidden + unit + u, 1);
-            }
+            for (int g = 0; g < kGates; ++g) __builtin_prefetch(gates + g * shape.hidden + u);
             __builtin_prefetch(cells + u);
             if (last_cells[row]) __builtin_prefetch(last_cells[row] + unit + u);
-            if (call.grad_y) __builtin_prefetch(call.grad_y + (row * shape.directions + d) * shape.output() + unit + u);
+            if (call.grad_y)
+                __builtin_prefetch(call.grad_y + (row * shape.directions + d) * shape.output() + unit + u);
         }
-    }
-
-    // grad = (gradients of the gates) W_hh for one tile.
-    template <int Rows, int Vectors, typename Gates>
-    void back_through_weights(int64_t panel, bool single, const Gates& gates, T* grad) const {
-        RowPointers<T, Rows> a;
-        for (int m = 0; m < Rows; ++m) a.row[m] = gates(m);
-        multiply_rows<T, Rows, Vectors>(a, state_panels + outputs.offset(panel), gate_stride, single, nullptr, 0, grad,
-                                        Vectors * width);
     }
 
     // With a projection: from the gradient of W_hr (o tanh(c)) to that of o tanh(c).
@@ -262,7 +275,8 @@ class BackwardDirection {
                     const int64_t first = batch.begin + tile_row, column = outputs.column(p);
                     alignas(64) T grad[Rows * Vectors * width];
                     back_through_weights<Rows, Vectors>(
-                        p, shape.batch == 1, [&](int m) { return grad_gates(start[first + m]); }, grad);
+                        p, shape.batch == 1, [&](int m) { return grad_gates(start[first + m]); }, grad,
+                        [](int64_t, int64_t) {});
                     for (int m = 0; m < Rows; ++m)
                         std::copy_n(grad + m * Vectors * width,
                                     std::min<int64_t>(Vectors * width, shape.output() - column),
