@@ -38,9 +38,9 @@ template <typename Register>
 #endif
 }
 
-// The register tile: out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart; start
-// null for zeros, start_stride 0 for the same row everywhere. A function of its own, never inlined, so that nothing else
-// competes for the registers that hold the tile.
+// The register tile: out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart;
+// start null for zeros, start_stride 0 for the same row everywhere. A function of its own, never inlined, so that
+// nothing else competes for the registers that hold the tile.
 template <typename Op, int Rows, int Vectors, typename A>
 [[gnu::noinline]] void multiply(const A& a, const Op* panel, int64_t depth, const AccOf<Op>* start,
                                 int64_t start_stride, AccOf<Op>* out, int64_t stride) {

@@ -7,9 +7,9 @@
 
 namespace pykernels {
 
-inline constexpr int64_t kDepthBlock = 256;   // so deep are the packed panels of B
+inline constexpr int64_t kDepthBlock = 512;   // so deep are the packed panels of B
 inline constexpr int64_t kRowBlock = 192;     // rows of A that pass a panel before the next panel comes
-inline constexpr int64_t kColumnBlock = 512;  // columns of B packed at once: half of the second-level cache
+inline constexpr int64_t kColumnBlock = 256;  // columns of B packed at once: half of the second-level cache
 
 // A row by row: row(m) points at `depth` neighbours.
 template <typename T, typename Row>
@@ -55,6 +55,15 @@ struct Factor {
 
 namespace detail {
 
+// Asks the second-level cache for part `i` of `parts` of the rows [k0, k1) of B that are packed next.
+template <typename T>
+inline void prefetch_rows(const T* const* rows, int64_t k0, int64_t k1, const Range& columns, int64_t i,
+                          int64_t parts) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t k = k0 + (k1 - k0) * i / parts, end = k0 + (k1 - k0) * (i + 1) / parts; k < end; ++k)
+        for (int64_t n = columns.begin; n < columns.end; n += line) __builtin_prefetch(rows[k] + n, 0, 2);
+}
+
 // Adds A panel to Rows x Vectors elements of C; `first` starts from zero instead.
 template <typename T, int Rows, int Vectors, typename A>
 inline void update(const A& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool first) {
@@ -96,6 +105,8 @@ void product(const A& a, const Factor<T>& b, const Range& rows, const Range& col
             for (int64_t p = 0; p < panels.count(); ++p)
                 pack_rows<T>([&](int64_t k) { return b.rows[k0 + k]; }, deep, n0 + panels.column(p), n1,
                              panels.vectors(p), packed + panels.offset(p));
+            const int64_t updates = panels.count() * ((rows.size() + kTileRows - 1) / kTileRows), after = k0 + deep;
+            int64_t update = 0;
             for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kRowBlock) {
                 const int64_t height = std::min(kRowBlock, rows.end - m0);
                 for (int64_t p = 0; p < panels.count(); ++p) {
@@ -104,6 +115,8 @@ void product(const A& a, const Factor<T>& b, const Range& rows, const Range& col
                     with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                         const int64_t used = std::min<int64_t>(Vectors * width, n1 - column);
                         for_row_tiles(height, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+                            detail::prefetch_rows(b.rows, after, std::min(after + deep, depth), {n0, n1}, update++,
+                                                  updates);
                             detail::update<T, Rows, Vectors>(a.template tile<Rows>(m0 + row, k0), panel, deep,
                                                              b.out + (m0 + row) * b.stride + column, b.stride, used,
                                                              first);
@@ -125,9 +138,9 @@ void product_share(const A& a, const Factor<T>& b, int64_t rows, int64_t depth, 
     }
 }
 
-// out[i][j] = sum over r of left[r][i] * right[r][j], a thread's share of the rows i: the gradient of a weight from those
-// of what it fed and from what it read. Computed with i as columns, since a long run of them can be copied as it is,
-// then turned.
+// out[i][j] = sum over r of left[r][i] * right[r][j], a thread's share of the rows i: the gradient of a weight from
+// those of what it fed and from what it read. Computed with i as columns, since a long run of them can be copied as it
+// is, then turned.
 template <typename T>
 void outer_product_share(const T* const* left, int64_t left_size, const T* const* right, int64_t right_size,
                          int64_t depth, T* out, int64_t part, int64_t parts) {

@@ -210,8 +210,7 @@ class BackwardDirection {
             for (int g = 0; g < kGates; ++g) __builtin_prefetch(gates + g * shape.hidden + u);
             __builtin_prefetch(cells + u);
             if (last_cells[row]) __builtin_prefetch(last_cells[row] + unit + u);
-            if (call.grad_y)
-                __builtin_prefetch(call.grad_y + (row * shape.directions + d) * shape.output() + unit + u);
+            if (call.grad_y) __builtin_prefetch(call.grad_y + (row * shape.directions + d) * shape.output() + unit + u);
         }
     }
 

@@ -16,7 +16,7 @@ namespace pykernels {
 struct TimeLoopPlan {
     int threads = 1, teams = 1, slices = 1, groups = 1;
 
-    static constexpr double kWorkPerThread = 24e3;      // multiply-adds a step, below which a thread does not pay
+    static constexpr double kWorkPerThread = 7e3;       // multiply-adds a step, below which a thread does not pay
     static constexpr int64_t kCachedBytes = 320 << 10;  // of weights that each core may keep for itself
     static constexpr int64_t kSliceRows = 8;
 

@@ -35,18 +35,10 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-__device__ inline float to_accumulator(float value) {
-    return value;
-}
-__device__ inline double to_accumulator(double value) {
-    return value;
-}
-__device__ inline float to_accumulator(bf16 value) {
-    return __bfloat162float(value);
-}
-__device__ inline float to_accumulator(fp16 value) {
-    return __half2float(value);
-}
+__device__ inline float to_accumulator(float value) { return value; }
+__device__ inline double to_accumulator(double value) { return value; }
+__device__ inline float to_accumulator(bf16 value) { return __bfloat162float(value); }
+__device__ inline float to_accumulator(fp16 value) { return __half2float(value); }
 
 // Rounds to nearest even.
 template <class T>
@@ -60,18 +52,10 @@ __device__ inline T to_storage(Accumulator<T> value) {
     }
 }
 
-__device__ inline float exponential(float value) {
-    return expf(value);
-}
-__device__ inline double exponential(double value) {
-    return exp(value);
-}
-__device__ inline float hyperbolic_tangent(float value) {
-    return tanhf(value);
-}
-__device__ inline double hyperbolic_tangent(double value) {
-    return tanh(value);
-}
+__device__ inline float exponential(float value) { return expf(value); }
+__device__ inline double exponential(double value) { return exp(value); }
+__device__ inline float hyperbolic_tangent(float value) { return tanhf(value); }
+__device__ inline double hyperbolic_tangent(double value) { return tanh(value); }
 
 // Memory ------------------------------------------------------------------------------------------------------------
 
@@ -136,9 +120,7 @@ __device__ inline T shuffle_xor(T value, int lane_xor, unsigned lanes = kFullWar
 }
 
 // Every thread of the block waits; what they wrote before is seen by all of them after.
-__device__ inline void block_barrier() {
-    __syncthreads();
-}
+__device__ inline void block_barrier() { __syncthreads(); }
 
 // As block_barrier, for all threads of the `blocks` blocks that share `counter` (zero at the first launch, only ever
 // counted up). All of those blocks must be resident together: cooperative launches only.

@@ -258,17 +258,11 @@ __device__ inline void rows_barrier(unsigned long long* counters) {
     grid_barrier(counters + (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * kCounterStride, gridDim.x);
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-constexpr int64_t align_up(int64_t bytes) {
-    return ceil_div(bytes, 256) * 256;
-}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t align_up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 // The most row blocks that a plan uses, for sizing the counters; a block strides over the rows beyond.
-inline int64_t max_row_blocks(int64_t batch) {
-    return batch < 1024 ? batch : 1024;
-}
+inline int64_t max_row_blocks(int64_t batch) { return batch < 1024 ? batch : 1024; }
 
 inline int64_t counter_bytes(int64_t batch, int64_t directions) {
     return max_row_blocks(batch) * directions * kCounterStride * int64_t{sizeof(unsigned long long)};

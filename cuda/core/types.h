@@ -8,12 +8,8 @@ namespace pykernels::cuda {
 // What a buffer stores. Sums are kept in float for f32, bf16 and f16, and in double for f64.
 enum class DType : int32_t { f32, f64, bf16, f16 };
 
-constexpr int64_t storage_bytes(DType dtype) {
-    return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-constexpr int64_t accumulator_bytes(DType dtype) {
-    return dtype == DType::f64 ? 8 : 4;
-}
+constexpr int64_t storage_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+constexpr int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
 
 // How a kernel with a dependency between steps is launched.
 enum class LaunchForm : int32_t {

@@ -11,9 +11,7 @@ namespace pykernels::cuda {
 namespace {
 
 // Workspace: barrier counters, and the gradient of the cell state [D, B, H] in the accumulator's type.
-int64_t grad_cell_at(const LstmLayer& layer) {
-    return align_up(counter_bytes(layer.steps.batch, layer.directions));
-}
+int64_t grad_cell_at(const LstmLayer& layer) { return align_up(counter_bytes(layer.steps.batch, layer.directions)); }
 
 struct BackwardArgs {
     LstmBackward op;

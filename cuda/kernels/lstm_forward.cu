@@ -225,9 +225,7 @@ cudaError_t run(const ForwardArgs& args, unsigned long long* counters, cudaStrea
 
 }  // namespace
 
-size_t lstm_forward_workspace(const LstmLayer& layer) {
-    return lay_out(nullptr, nullptr, layer);
-}
+size_t lstm_forward_workspace(const LstmLayer& layer) { return lay_out(nullptr, nullptr, layer); }
 
 cudaError_t lstm_forward(const LstmForward& args, cudaStream_t stream) {
     if (args.layer.steps.rows == 0) {

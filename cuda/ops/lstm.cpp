@@ -12,8 +12,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "csrc/ops/registry.h"
 #include "csrc/ops/lstm_cell.h"
+#include "csrc/ops/registry.h"
 #include "cuda/kernels/lstm.h"
 
 namespace pykernels::cuda {

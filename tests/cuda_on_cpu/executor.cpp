@@ -84,9 +84,7 @@ uint64_t draw() {  // splitmix64
     return z ^ (z >> 31);
 }
 
-size_t draw_below(size_t bound) {
-    return static_cast<size_t>(draw() % bound);
-}
+size_t draw_below(size_t bound) { return static_cast<size_t>(draw() % bound); }
 
 std::string text(const uint3& p) {
     return "(" + std::to_string(p.x) + "," + std::to_string(p.y) + "," + std::to_string(p.z) + ")";
@@ -190,21 +188,11 @@ void fill(Block& block, Launch& launch, size_t number) {
 // What kernels call
 // -----------------------------------------------------------------------------------------------------
 
-const uint3& Thread::block_index() const {
-    return block->index;
-}
-const dim3& Thread::block_dim() const {
-    return block->launch->block;
-}
-const dim3& Thread::grid_dim() const {
-    return block->launch->grid;
-}
-const Thread& current_thread() {
-    return *fiber_now;
-}
-unsigned char* shared_memory() {
-    return fiber_now->block->shared.get();
-}
+const uint3& Thread::block_index() const { return block->index; }
+const dim3& Thread::block_dim() const { return block->launch->block; }
+const dim3& Thread::grid_dim() const { return block->launch->grid; }
+const Thread& current_thread() { return *fiber_now; }
+unsigned char* shared_memory() { return fiber_now->block->shared.get(); }
 
 void block_barrier(const Place& place) {
     Fiber* fiber = fiber_now;
@@ -331,9 +319,7 @@ void cuda_on_cpu_configure(uint64_t seed, int64_t resident_blocks, uint64_t shar
     cuda_on_cpu::settings() = {seed, resident_blocks, shared_limit};
 }
 
-const char* cuda_on_cpu_report() {
-    return cuda_on_cpu::last_report.c_str();
-}
+const char* cuda_on_cpu_report() { return cuda_on_cpu::last_report.c_str(); }
 
 int64_t cuda_on_cpu_launches(int cooperative) {
     return std::exchange(cuda_on_cpu::launches[cooperative != 0 ? 1 : 0], 0);

@@ -50,15 +50,9 @@ void* outside_fake_stack = nullptr;
 void before_entering(unsigned char* memory) {
     __sanitizer_start_switch_fiber(&outside_fake_stack, memory + kGuardBytes, kStackBytes);
 }
-void after_entering(void* fake_stack) {
-    __sanitizer_finish_switch_fiber(fake_stack, &outside_stack, &outside_bytes);
-}
-void before_leaving(void** fake_stack) {
-    __sanitizer_start_switch_fiber(fake_stack, outside_stack, outside_bytes);
-}
-void after_leaving() {
-    __sanitizer_finish_switch_fiber(outside_fake_stack, nullptr, nullptr);
-}
+void after_entering(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, &outside_stack, &outside_bytes); }
+void before_leaving(void** fake_stack) { __sanitizer_start_switch_fiber(fake_stack, outside_stack, outside_bytes); }
+void after_leaving() { __sanitizer_finish_switch_fiber(outside_fake_stack, nullptr, nullptr); }
 #else
 void before_entering(unsigned char*) {}
 void after_entering(void*) {}

@@ -9,8 +9,6 @@ namespace c10::cuda {
 struct CUDAStream {
     cudaStream_t stream() const { return nullptr; }
 };
-inline CUDAStream getCurrentCUDAStream(DeviceIndex = -1) {
-    return {};
-}
+inline CUDAStream getCurrentCUDAStream(DeviceIndex = -1) { return {}; }
 
 }  // namespace c10::cuda

@@ -88,18 +88,10 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-inline float to_accumulator(float value) {
-    return value;
-}
-inline double to_accumulator(double value) {
-    return value;
-}
-inline float to_accumulator(bf16 value) {
-    return detail::bits_as<float>(static_cast<uint32_t>(value.bits) << 16);
-}
-inline float to_accumulator(fp16 value) {
-    return detail::fp16_value(value.bits);
-}
+inline float to_accumulator(float value) { return value; }
+inline double to_accumulator(double value) { return value; }
+inline float to_accumulator(bf16 value) { return detail::bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
+inline float to_accumulator(fp16 value) { return detail::fp16_value(value.bits); }
 
 template <class T>
 T to_storage(Accumulator<T> value) {
@@ -146,9 +138,7 @@ T load_coherent(const T* pointer) {
     return *pointer;
 }
 
-inline unsigned char* shared_memory() {
-    return cuda_on_cpu::shared_memory();
-}
+inline unsigned char* shared_memory() { return cuda_on_cpu::shared_memory(); }
 
 // Warps, blocks and the grid ----------------------------------------------------------------------------------------
 
@@ -160,9 +150,7 @@ T shuffle_xor(T value, int lane_xor, unsigned lanes = kFullWarp, Place place = P
     return result;
 }
 
-inline void block_barrier(Place place = Place::current()) {
-    cuda_on_cpu::block_barrier(place);
-}
+inline void block_barrier(Place place = Place::current()) { cuda_on_cpu::block_barrier(place); }
 
 inline void grid_barrier(unsigned long long* counter, unsigned long long blocks, Place place = Place::current()) {
     cuda_on_cpu::block_barrier(place);
