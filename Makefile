@@ -50,6 +50,7 @@ lint: $(READY)
 	$(PY) -m ruff check $(wildcard $(PYTHON_CODE))
 	$(PY) -m ruff format --check $(wildcard $(PYTHON_CODE))
 	$(PY) -m mypy
+	$(PY) -m bench.readme --check
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_CODE)
 
 format: $(READY)

@@ -33,7 +33,21 @@ PACKED_SHAPES = [(100, 8, 128, 256), (100, 32, 64, 64), (100, 32, 128, 256)]
 LOW_PRECISION_SHAPES = [(100, 32, 128, 256), (100, 32, 512, 512), (50, 64, 256, 512)]
 
 # Why a row stays below 70 % of its bound: by "section label", or by section for all of its rows.
-WHY: dict[str, str] = {}
+_SMALL_STEP = (
+    "a step's product takes about a microsecond; the five transcendentals a unit, the barrier of the step and packing "
+    "the weights once a call take as long, and the next step cannot start before"
+)
+_SAVED = (
+    "the backward step waits for saved gates and cell states that left the cache (a third of its time is loads that "
+    "miss), and the weight gradients read the gate gradients once more from the last-level cache while packing"
+)
+WHY: dict[str, str] = {
+    "lstm-inference": _SMALL_STEP,
+    "lstm-training": _SAVED + "; with few sequences also: " + _SMALL_STEP,
+    "lstm-packed": _SAVED + "; the last steps of the longest sequences fill only a part of the register tile",
+    "lstm-bf16": "packing and the gates stay in float32, and the product is twice as fast: their share doubles",
+    "lstm-streaming": "one step of one sequence: the call itself costs more than its arithmetic",
+}
 
 
 def label_of(steps: int, batch: int, inputs: int, hidden: int) -> str:
