@@ -85,34 +85,26 @@ class BackwardDirection {
 
     // Parameters' gradients, this thread's share.
     void parameter_gradients(int64_t part, int64_t parts) const {
-        std::vector<const T*> gates(shape.rows), from(shape.rows);
-        for (int64_t r = 0; r < shape.rows; ++r) gates[r] = grad_gates(r);
-        if (gradients.hidden) {
-            const std::vector<T> zeros(shape.output(), T(0));
-            for (int64_t r = 0; r < shape.rows; ++r) from[r] = last_rows[r] ? last_rows[r] : zeros.data();
-            outer_product_share<T>(gates.data(), gate_stride, from.data(), shape.output(), shape.rows, gradients.hidden,
-                                   part, parts);
-        }
-        if (gradients.input) {
-            for (int64_t t = 0; t < shape.steps; ++t)
-                for (int64_t b = 0; b < shape.live(t); ++b) from[shape.first(t) + b] = call.x.row(t, b);
-            outer_product_share<T>(gates.data(), gate_stride, from.data(), shape.input, shape.rows, gradients.input,
-                                   part, parts);
-        }
-        if (gradients.projection) {
-            std::vector<const T*> projected(shape.rows);
-            for (int64_t r = 0; r < shape.rows; ++r) {
-                projected[r] = grad_projected + r * shape.projection;
-                from[r] = projected_from + r * shape.hidden;
+        std::vector<const T*> gates(shape.rows), x(shape.rows), h(shape.rows);
+        const std::vector<T> zeros(shape.output(), T(0));
+        for (int64_t t = 0; t < shape.steps; ++t)
+            for (int64_t b = 0; b < shape.live(t); ++b) {
+                const int64_t row = shape.first(t) + b;
+                gates[row] = grad_gates(row);
+                x[row] = call.x.row(t, b);
+                h[row] = last_rows[row] ? last_rows[row] : zeros.data();
             }
-            outer_product_share<T>(projected.data(), shape.projection, from.data(), shape.hidden, shape.rows,
-                                   gradients.projection, part, parts);
-        }
-        if (gradients.bias) {
-            const auto own = share(gate_stride, part, parts, 4 * width);
-            sum_columns(
-                own, [&](int64_t r, int64_t column, int count) { return load_as<T>(grad_gates(r) + column, count); },
-                gradients.bias);
+        if (gradients.hidden)
+            outer_products_share<T>({gates.data(), gate_stride}, {x.data(), shape.input, gradients.input},
+                                    {h.data(), shape.output(), gradients.hidden}, shape.rows, gradients.bias, part,
+                                    parts);
+        if (gradients.projection) {
+            for (int64_t r = 0; r < shape.rows; ++r) {
+                gates[r] = grad_projected + r * shape.projection;
+                x[r] = projected_from + r * shape.hidden;
+            }
+            outer_products_share<T>({gates.data(), shape.projection}, {x.data(), shape.hidden, gradients.projection},
+                                    {nullptr, 0, nullptr}, shape.rows, nullptr, part, parts);
         }
         if (gradients.peephole) peephole_gradient(part, parts);
     }
@@ -336,8 +328,8 @@ void input_gradient(const LstmBackward<T>& call, int64_t part, int64_t parts) {
     for (int d = 0; d < shape.directions; ++d) {
         for (int64_t k = 0; k < gates; ++k) rows[k] = call.weights[d].input + k * shape.input;
         const T* grad_gates = call.grad_gates + d * shape.rows * gates;
-        product_share<T>(rows_of_a<T>([&](int64_t r) { return grad_gates + r * gates; }),
-                         {rows.data(), shape.input, call.grad_x, shape.input, d > 0}, shape.rows, gates, part, parts);
+        product_share<T>(rows_of_a<T>([&](int64_t r) { return grad_gates + r * gates; }), shape.rows,
+                         {rows.data(), shape.input}, gates, call.grad_x, d > 0, part, parts);
     }
 }
 
