@@ -179,10 +179,25 @@ struct Panels {
     int64_t columns, depth;
     int per_panel = kTileVectors;
 
-    // Panels no wider than needed for `parts` workers to have one each.
+    // Panels of the width that gives `parts` workers, each with a run of panels, the least to do in the busiest one.
     static Panels for_parts(int64_t columns, int64_t depth, int64_t parts) {
-        const int64_t vectors = (columns + width - 1) / width;
-        return {columns, depth, static_cast<int>(std::clamp<int64_t>((vectors + parts - 1) / parts, 1, kTileVectors))};
+        Panels best{columns, depth, kTileVectors};
+        double least = 0;
+        for (int wide = kTileVectors; wide >= 1; --wide) {
+            const Panels panels{columns, depth, wide};
+            double busiest = 0;
+            for (int64_t part = 0; part < parts; ++part) {
+                double work = 0;
+                for (int64_t p = panels.count() * part / parts; p < panels.count() * (part + 1) / parts; ++p)
+                    work += panels.vectors(p) + 0.25;  // a quarter of a vector's work to begin and end a panel
+                busiest = std::max(busiest, work);
+            }
+            if (wide == kTileVectors || busiest < least) {
+                least = busiest;
+                best = panels;
+            }
+        }
+        return best;
     }
     int64_t span() const { return int64_t(width) * per_panel; }
     int64_t count() const { return (columns + span() - 1) / span(); }

@@ -345,14 +345,7 @@ void lstm_backward(const LstmBackward<T>& call) {
     std::vector<std::unique_ptr<BackwardDirection<T>>> directions;
     for (int d = 0; d < shape.directions; ++d)
         directions.push_back(std::make_unique<BackwardDirection<T>>(call, d, plan));
-    parallel_region(plan.threads, [&](const Team& team) {
-        const TimeLoopPart part(plan, team, shape.directions);
-        for (int i = 0; i < part.direction_count; ++i) {
-            auto& direction = *directions[part.directions[i]];
-            direction.pack(part);
-            direction.run(part);
-        }
-    });
+    run_time_loops(plan, directions);
     const double work = static_cast<double>(shape.rows) * static_cast<double>(shape.directions) * kGates *
                         static_cast<double>(shape.hidden) * static_cast<double>(shape.input + shape.output());
     parallel_region(threads_for(work, 1e5), [&](const Team& team) {

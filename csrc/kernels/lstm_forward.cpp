@@ -320,14 +320,7 @@ void lstm_forward(const LstmForward<Op, S, W, A>& call) {
     std::vector<std::unique_ptr<Direction<Op, S, W, A>>> directions;
     for (int d = 0; d < shape.directions; ++d)
         directions.push_back(std::make_unique<Direction<Op, S, W, A>>(call, d, plan));
-    parallel_region(plan.threads, [&](const Team& team) {
-        const TimeLoopPart part(plan, team, shape.directions);
-        for (int i = 0; i < part.direction_count; ++i) {
-            auto& direction = *directions[part.directions[i]];
-            direction.pack(part);
-            direction.run(part);
-        }
-    });
+    run_time_loops(plan, directions);
 }
 
 template void lstm_forward(const LstmForward<float, float, float, float>&);

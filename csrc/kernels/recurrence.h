@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "core/gemm.h"
@@ -61,6 +62,19 @@ struct TimeLoopPart {
     // Meets all threads of this direction.
     void all_done() const { team.wait(team_barrier, locals); }
 };
+
+// Runs every direction's loop as planned: each packs its weights, then goes through its steps.
+template <typename Loop>
+void run_time_loops(const TimeLoopPlan& plan, const std::vector<std::unique_ptr<Loop>>& directions) {
+    parallel_region(plan.threads, [&](const Team& team) {
+        const TimeLoopPart part(plan, team, static_cast<int>(directions.size()));
+        for (int i = 0; i < part.direction_count; ++i) {
+            auto& direction = *directions[part.directions[i]];
+            direction.pack(part);
+            direction.run(part);
+        }
+    });
+}
 
 // Elements of Op that hold `count` summed values.
 template <typename Op>
