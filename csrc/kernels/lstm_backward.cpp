@@ -340,7 +340,7 @@ void lstm_backward(const LstmBackward<T>& call) {
     const auto& shape = call.shape;
     const int64_t weights = kGates * shape.hidden * shape.output();
     const int available = thread_limit();
-    const TimeLoopPlan plan(available, shape.directions, shape.batch, weights, sizeof(T),
+    const TimeLoopPlan plan(available, shape.directions, shape.steps, shape.batch, weights, sizeof(T),
                             (shape.output() + kWidth<T> - 1) / kWidth<T>);
     std::vector<std::unique_ptr<BackwardDirection<T>>> directions;
     for (int d = 0; d < shape.directions; ++d)

@@ -315,8 +315,9 @@ class Direction {
 template <typename Op, typename S, typename W, typename A>
 void lstm_forward(const LstmForward<Op, S, W, A>& call) {
     const auto& shape = call.shape;
-    const TimeLoopPlan plan(thread_limit(), shape.directions, shape.batch, kGates * shape.hidden * shape.output(),
-                            sizeof(W), (shape.hidden + kWidth<A> - 1) / kWidth<A>);
+    const TimeLoopPlan plan(thread_limit(), shape.directions, shape.steps, shape.batch,
+                            kGates * shape.hidden * shape.output(), sizeof(W),
+                            (shape.hidden + kWidth<A> - 1) / kWidth<A>);
     std::vector<std::unique_ptr<Direction<Op, S, W, A>>> directions;
     for (int d = 0; d < shape.directions; ++d)
         directions.push_back(std::make_unique<Direction<Op, S, W, A>>(call, d, plan));

@@ -18,12 +18,15 @@ struct TimeLoopPlan {
     int threads = 1, teams = 1, slices = 1, groups = 1;
 
     static constexpr double kWorkPerThread = 7e3;       // multiply-adds a step, below which a thread does not pay
+    static constexpr double kWorkPerCall = 6e4;         // the same for the whole call: starting a thread costs more
     static constexpr int64_t kCachedBytes = 320 << 10;  // of weights that each core may keep for itself
     static constexpr int64_t kSliceRows = 8;
 
-    TimeLoopPlan(int available, int directions, int64_t batch, int64_t weights, int64_t bytes_each, int64_t panels) {
+    TimeLoopPlan(int available, int directions, int64_t steps, int64_t batch, int64_t weights, int64_t bytes_each,
+                 int64_t panels) {
         const double work = static_cast<double>(directions) * static_cast<double>(batch) * static_cast<double>(weights);
-        threads = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(available)));
+        const double useful = std::min(work / kWorkPerThread, work * static_cast<double>(steps) / kWorkPerCall);
+        threads = static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(available)));
         teams = threads >= directions ? directions : 1;
         const int team = threads / teams;
         if (weights * bytes_each <= kCachedBytes)
