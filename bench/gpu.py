@@ -1,10 +1,11 @@
-"""The LSTM on a GPU beside cuDNN: `python -m bench.gpu --out bench/results/gpu.json`. Needs torch with CUDA, nothing
-else.
+"""LSTM, GRU and RNN on a GPU beside cuDNN: `python -m bench.gpu --out bench/results/gpu.json`.
+
+Needs torch with CUDA, nothing else.
 
 Timed with CUDA events in alternating rounds, as the processor's rows are. Float32 is float32: TF32 is switched off for
 both. Bound of a row: the larger of its operations over the measured matrix-product rate of its dtype and its inputs,
-weights and outputs once over the measured copy bandwidth. `--dry` runs two tiny rows on the processor, to see that the
-script works.
+weights and outputs once over the measured copy bandwidth. `--dry` runs a few tiny rows on the processor, to see that
+the script works.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from bench import ours
-from bench.layers import lstm_work, training_step
+from bench.layers import KINDS, layer_work, pair_of_modules, training_step
 from bench.limits import Work
 from bench.machine import hardware_line, version
 from bench.pairs import Pairing, Plan, Timer, measure, wall_clock
@@ -33,12 +34,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Case:
-    """One layer stack: steps, batch, inputs, hidden units, layers, both directions, packed lengths."""
+    """One layer stack: steps, batch, inputs, hidden units, kind, layers, both directions, packed lengths."""
 
     steps: int
     batch: int
     inputs: int
     hidden: int
+    kind: str = "LSTM"
     layers: int = 1
     bidirectional: bool = False
     packed: bool = False
@@ -55,22 +57,33 @@ class Case:
 # The most telling first: what does not fit in the time is left out from the end.
 CASES = [
     Case(100, 64, 512, 512),
+    Case(100, 64, 512, 512, "GRU"),
+    Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
     Case(100, 64, 1024, 1024),
     Case(100, 1, 512, 512),
+    Case(100, 16, 256, 256, "GRU"),
+    Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
+    Case(100, 64, 512, 512, "GRU", packed=True),
+    Case(100, 64, 512, 512, "RNN", packed=True),
     Case(100, 64, 512, 512, bidirectional=True),
     Case(100, 64, 512, 512, layers=2),
+    Case(100, 64, 1024, 1024, "GRU"),
+    Case(100, 64, 1024, 1024, "RNN"),
     Case(1024, 16, 768, 768),
+    Case(1024, 16, 768, 768, "GRU"),
     Case(100, 64, 2048, 2048),
     Case(100, 256, 512, 512),
     Case(100, 32, 128, 128),
     Case(100, 256, 1024, 1024),
     Case(100, 1, 128, 128),
+    Case(100, 1, 128, 128, "GRU"),
+    Case(100, 1, 128, 128, "RNN"),
     Case(100, 1, 2048, 2048),
     Case(100, 32, 512, 512, layers=2, bidirectional=True, packed=True),
 ]
-DRY_CASES = [Case(5, 3, 7, 9), Case(5, 3, 7, 9, bidirectional=True, packed=True)]
+DRY_CASES = [Case(5, 3, 7, 9, kind) for kind in KINDS] + [Case(5, 3, 7, 9, bidirectional=True, packed=True)]
 
 
 def event_clock(work: Callable[[], object], calls: int) -> float:
@@ -122,15 +135,6 @@ def facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def pair_of_modules(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
-    torch.manual_seed(0)
-    options = {"num_layers": case.layers, "bidirectional": case.bidirectional, "device": device, "dtype": dtype}
-    theirs = torch.nn.LSTM(case.inputs, case.hidden, **options)
-    mine = ours.LSTM(case.inputs, case.hidden, **options)
-    mine.load_state_dict(theirs.state_dict())
-    return mine, theirs
-
-
 def input_of(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor | PackedSequence, int]:
     """The input, ready for gradients, and how many rows it has (packed: the sum of drawn lengths)."""
     x = torch.randn(case.steps, case.batch, case.inputs, device=device).to(dtype)
@@ -150,7 +154,8 @@ def work_of(case: Case, rows: int, size: int, training: bool) -> Work:
     """The layers' operations and bytes, added up."""
     directions = 2 if case.bidirectional else 1
     widths = [case.inputs] + [directions * case.hidden] * (case.layers - 1)
-    layers = [lstm_work(rows, case.steps, width, case.hidden, training=training, size=size) for width in widths]
+    kind = KINDS[case.kind]
+    layers = [layer_work(kind, rows, case.steps, width, case.hidden, training=training, size=size) for width in widths]
     return Work(
         directions * sum(layer.flop for layer in layers), directions * sum(layer.memory_bytes for layer in layers)
     )
@@ -161,7 +166,8 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """The inference and the training row of a case; an error becomes a row that says so."""
     dtype = DTYPES[name]
-    mine, theirs = pair_of_modules(case, dtype, device)
+    options = {"num_layers": case.layers, "bidirectional": case.bidirectional, "device": device, "dtype": dtype}
+    mine, theirs = pair_of_modules(case.kind, case.inputs, case.hidden, **options)
     x, rows = input_of(case, dtype, device)
     with torch.no_grad():
         output = data_of(theirs(x)[0])
@@ -173,13 +179,13 @@ def rows_of(
 
     with torch.inference_mode():
         forward = measure({"ours": lambda: mine(x), "cuDNN": lambda: theirs(x)}, plan, clock)
-    yield gpu_row("gpu-forward", case, name, forward, work_of(case, rows, size, False), limits)
+    yield gpu_row("forward", case, name, forward, work_of(case, rows, size, False), limits)
     steps = {"ours": training_step(mine, x, grad_output), "cuDNN": training_step(theirs, x, grad_output)}
-    yield gpu_row("gpu-training", case, name, measure(steps, plan, clock), work_of(case, rows, size, True), limits)
+    yield gpu_row("training", case, name, measure(steps, plan, clock), work_of(case, rows, size, True), limits)
 
 
 def gpu_row(
-    section: str, case: Case, name: str, pairing: Pairing, work: Work, limits: dict[str, Any]
+    question: str, case: Case, name: str, pairing: Pairing, work: Work, limits: dict[str, Any]
 ) -> dict[str, Any]:
     seconds, ratio = pairing.median("ours"), pairing.ratio("cuDNN")
     peak = limits["matmul_tflops"][name] * 1e12
@@ -198,6 +204,7 @@ def gpu_row(
         "bound_ms": floors[by] * 1e3,
         "bound_share": floors[by] / seconds,
     }
+    section = f"gpu-{KINDS[case.kind].key}-{question}"
     row: dict[str, Any] = {"section": section, "label": f"{name} {case.label}", "target": None, "why": ""}
     row |= {key: float(f"{value:.4g}") for key, value in figures.items()}
     row["peers"] = {"cuDNN": {"ms": float(f"{pairing.median('cuDNN') * 1e3:.4g}"), "ratio": row["ratio"]}}
@@ -212,7 +219,7 @@ def run(device: torch.device, cases: list[Case], names: list[str], seconds: floa
     rows, failed, left_out = [], {}, []
     for case in cases:
         for name in names:
-            label = f"{name} {case.label}"
+            label = f"{name} {case.kind} {case.label}"
             if time.perf_counter() > deadline:
                 left_out.append(label)
                 continue
@@ -220,7 +227,7 @@ def run(device: torch.device, cases: list[Case], names: list[str], seconds: floa
                 for row in rows_of(case, name, device, machine["limits"], plan):
                     rows.append(row)
                     print(line(row), flush=True)
-            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
                 failed[label] = str(error).splitlines()[0]
                 print(f"    {label}: {failed[label]}", flush=True)
     for section, group in by_section(rows).items():
@@ -230,11 +237,11 @@ def run(device: torch.device, cases: list[Case], names: list[str], seconds: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="LSTM on a GPU beside cuDNN.")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="LSTM, GRU and RNN on a GPU beside cuDNN.")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
-    parser.add_argument("--seconds", type=float, default=300.0, help="time for all rows")
+    parser.add_argument("--seconds", type=float, default=420.0, help="time for all rows")
     parser.add_argument("--dtypes", default="bf16,fp16,fp32")
-    parser.add_argument("--dry", action="store_true", help="two tiny rows on the processor: does the script work")
+    parser.add_argument("--dry", action="store_true", help="a few tiny rows on the processor: does the script work")
     options = parser.parse_args()
 
     if not options.dry and not torch.cuda.is_available():

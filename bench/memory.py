@@ -7,16 +7,17 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def held_for_backward(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Bytes that stay allocated after `module(x)` while its results live, less the results themselves.
+    """Bytes that `module(x)` keeps for its backward pass while its results live, less the results themselves.
 
-    Counted at the allocator (allocations minus releases during the call), so that it sees what an operator hides in a
-    workspace as well as what is saved in the open. Inputs and parameters existed before and do not count.
+    The larger of two counts: at the allocator (allocations minus releases during the call), which sees what an operator
+    hides in a workspace, and of the tensors that autograd is given to save, which sees blocks that an operator keeps
+    from call to call. Inputs and parameters existed before and do not count.
     """
     module(x)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = module(x)
     allocated = sum(event.self_cpu_memory_usage for event in profiler.events())
-    return allocated - results_bytes(results)
+    return max(allocated - results_bytes(results), saved_tensor_bytes(module, x))
 
 
 def results_bytes(results: object) -> int:

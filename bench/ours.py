@@ -21,14 +21,6 @@ def is_stand_in() -> bool:
     return library() is torch.nn
 
 
-def LSTM(*arguments: Any, **options: Any) -> torch.nn.Module:
-    return library().LSTM(*arguments, **options)
-
-
-def LSTMCell(*arguments: Any, **options: Any) -> torch.nn.Module:
-    return library().LSTMCell(*arguments, **options)
-
-
 @functools.cache
 def native_kernels() -> Any:
     """The loaded extension module with the raw kernels, or None."""

@@ -60,7 +60,7 @@ def render(report: Mapping[str, Any]) -> str:
 def section_parts(key: str, rows: list[dict[str, Any]]) -> list[str]:
     section = SECTIONS[key]
     parts = [f"<h2 id='{key}'>{section.title}</h2>", f"<p>Against {section.against}. {mean_text(key, rows)}</p>"]
-    if key == "lstm-memory":
+    if key.endswith("-memory"):
         return parts + [memory_table(rows)]
     return parts + [bars(key, rows), timing_table(rows)]
 

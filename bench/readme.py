@@ -13,7 +13,8 @@ from bench.rows import RESULTS, SECTIONS, by_section, mean_ratio, read_report, r
 
 BEGIN, END = "<!-- measured: begin (python -m bench.readme) -->", "<!-- measured: end -->"
 README = Path(__file__).parent.parent / "README.md"
-IN_README = ("lstm-inference", "lstm-training", "lstm-packed", "lstm-bf16", "lstm-streaming", "lstm-memory")
+LAYERS = ("LSTM", "GRU", "RNN")
+QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -21,27 +22,28 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"Measured on {hardware_line(report['machine_info'])}.", ""]
     groups = by_section(report_rows(report))
     lines += ["| | against | slowest row | geometric mean | fastest row |", "|---|---|---|---|---|"]
-    for key in IN_README:
+    for key in (f"{layer.lower()}-{question}" for layer in LAYERS for question in QUESTIONS):
         if key in groups:
             ratios = [row["ratio"] for row in groups[key]]
             figures = [times(min(ratios)), times(mean_ratio(groups[key])), times(max(ratios))]
             lines.append(
                 f"| {SECTIONS[key].title} ({len(ratios)} rows) | {SECTIONS[key].against} | {' | '.join(figures)} |"
             )
-    lines += ["", *shape_table(groups)]
+    for layer in LAYERS:
+        lines += shape_table(layer, groups)
     return "\n".join(lines)
 
 
-def shape_table(groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """Inference and training side by side, one line a shape."""
-    training = {row["label"]: row for row in groups.get("lstm-training", [])}
-    rows = [(row, training.get(row["label"])) for row in groups.get("lstm-inference", [])]
+def shape_table(layer: str, groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Inference and training of a kind of layer side by side, one line a shape."""
+    key = layer.lower()
+    training = {row["label"]: row for row in groups.get(f"{key}-training", [])}
+    rows = [(row, training.get(row["label"])) for row in groups.get(f"{key}-inference", [])]
     if not rows:
         return []
-    lines = [
-        "| LSTM, float32 | inference, ms | torch | ONNX Runtime | faster by | training step, ms | torch | faster by |"
-    ]
-    lines.append("|---" * 8 + "|")
+    head = f"| {layer}, float32 | inference, ms | torch | ONNX Runtime | faster by "
+    head += "| training step, ms | torch | faster by |"
+    lines = ["", head, "|---" * 8 + "|"]
     for row, step in rows:
         texts = [
             row["label"],

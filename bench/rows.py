@@ -25,18 +25,29 @@ class Section:
     judged: str = "ratio"  # the column that the target speaks about: "ratio" or "peak_share"
 
 
+# The geometric means that inference and the training step are meant to reach.
+_MEANS = {"LSTM": (1.4, 2.5), "GRU": (2.5, 4.0), "RNN": (2.5, 3.0)}
+
+
+def _recurrent(name: str, inference: float, training: float) -> tuple[Section, ...]:
+    key = name.lower()
+    return (
+        Section(f"{key}-inference", f"{name}, inference", "the better of torch and ONNX Runtime", inference),
+        Section(f"{key}-training", f"{name}, training step", "torch", training),
+        Section(f"{key}-packed", f"{name}, training step on packed sequences", "torch, packed"),
+        Section(f"{key}-bf16", f"{name}, inference in bf16", "our own float32"),
+        Section(f"{key}-streaming", f"{name}, one step of one sequence", "torch"),
+        Section(f"{key}-memory", f"{name}, memory held for backward", "torch (bytes of torch / bytes of ours)"),
+        Section(f"gpu-{key}-forward", f"{name} on the GPU, inference", "cuDNN through torch"),
+        Section(f"gpu-{key}-training", f"{name} on the GPU, training step", "cuDNN through torch"),
+    )
+
+
 SECTIONS = {
     section.key: section
     for section in (
         Section("core-product", "Matrix product of the core", "the measured FMA peak", judged="peak_share"),
-        Section("lstm-inference", "LSTM, inference", "the better of torch and ONNX Runtime", 1.4),
-        Section("lstm-training", "LSTM, training step", "torch", 2.5),
-        Section("lstm-packed", "LSTM, training step on packed sequences", "torch, packed"),
-        Section("lstm-bf16", "LSTM, inference in bf16", "our own float32"),
-        Section("lstm-streaming", "LSTM, one step of one sequence", "torch"),
-        Section("gpu-forward", "LSTM on the GPU, inference", "cuDNN through torch"),
-        Section("gpu-training", "LSTM on the GPU, training step", "cuDNN through torch"),
-        Section("lstm-memory", "LSTM, memory held for backward", "torch (bytes of torch / bytes of ours)"),
+        *(section for name, means in _MEANS.items() for section in _recurrent(name, *means)),
     )
 }
 
@@ -127,7 +138,7 @@ _MARKS = {True: "ok ", False: "LOW", None: "   "}
 
 def line(row: Mapping[str, Any]) -> str:
     """The row on one line of a terminal."""
-    head = f"{_MARKS[reached(row)]} {row['section']:15} {row['label']:30}"
+    head = f"{_MARKS[reached(row)]} {row['section']:17} {row['label']:30}"
     if "ours_bytes" in row:
         return f"{head} {row['ours_bytes']} bytes, torch {row['peers']['torch']['bytes']}: x{row['ratio']:.3g}"
     peers = "  ".join(f"{name} {peer['ms']:9.4g} ms x{peer['ratio']:<5.3g}" for name, peer in row["peers"].items())

@@ -10,7 +10,6 @@ curves lie on each other, the accuracy is the same, and the clocks differ. `DEMO
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pykernels
+from examples.common import digits, encoded, help_texts
 
 PICTURE = Path(__file__).parent / "output" / "demo.png"
 SECONDS = 40  # the longest that one training of a pair goes on, on a slow or busy machine
@@ -133,17 +133,6 @@ def report(runners: list[Runner]) -> None:
     print(f"  training time: torch {theirs.seconds:.2f} s, pykernels {ours.seconds:.2f} s: {ratio:.2f} times as fast\n")
 
 
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures as [number, 8 rows, 8 pixels] in 0..1, and what they show."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pictures = torch.tensor(data.images, dtype=torch.float32) / 16
-    labels = torch.tensor(data.target)
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    return pictures[shuffled], labels[shuffled]
-
-
 def digit_batches(pictures: torch.Tensor, labels: torch.Tensor, size: int = 64) -> Iterator[Batch]:
     """Batches for ever, shuffled anew each time round; rows first, as an LSTM reads them."""
     generator = torch.Generator().manual_seed(2)
@@ -171,14 +160,6 @@ def train_digits() -> tuple[list[Runner], torch.Tensor]:
     return runners, pictures[:8]
 
 
-def help_texts() -> str:
-    """What `help()` knows about the language: some hundred pages of English that ship with every Python."""
-    from pydoc_data import topics
-
-    pages = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    return re.sub(r"(.)\1{3,}", r"\1\1\1", pages)  # shortens rules and indentation
-
-
 def text_batches(text: torch.Tensor, size: int = 32, length: int = 100) -> Iterator[Batch]:
     """Random passages [length, size] and the same shifted by one character."""
     generator = torch.Generator().manual_seed(3)
@@ -190,15 +171,13 @@ def text_batches(text: torch.Tensor, size: int = 32, length: int = 100) -> Itera
 
 
 def train_text() -> list[Runner]:
-    text = help_texts()
-    alphabet = sorted(set(text))
-    index = {character: number for number, character in enumerate(alphabet)}
-    encoded = torch.tensor([index[character] for character in text])
+    text, alphabet = encoded(help_texts())
     print(f"Python's help texts: {len(text)} characters, {len(alphabet)} different ones")
     runners = pair(lambda lstm: NextCharacter(lstm, len(alphabet)), 4e-3)
-    train(runners, text_batches(encoded), 40 if QUICK else 480)
+    train(runners, text_batches(text), 40 if QUICK else 480)
     start = "The "
-    written = runners[1].model.write(torch.tensor([index[character] for character in start]), 80 if QUICK else 240)
+    first = torch.tensor([alphabet.index(character) for character in start])
+    written = runners[1].model.write(first, 80 if QUICK else 240)
     print("  it has learnt to write:")
     for line in (start + "".join(alphabet[number] for number in written)).splitlines():
         print(f"    | {line}")

@@ -4,6 +4,9 @@ import torch  # noqa: F401  (first: it loads what the compiled modules are linke
 
 from . import _native, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
 from ._version import __version__
-from .nn import LSTM, LSTMCell
+from .nn import GRU, LSTM, RNN, GRUCell, JordanRNN, LSTMCell, RNNCell
 
-__all__ = ["LSTM", "LSTMCell", "functional", "nn", "reference", "__version__"]
+__all__ = [
+    "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
+    "functional", "nn", "reference", "__version__",
+]  # fmt: skip

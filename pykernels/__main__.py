@@ -7,7 +7,7 @@ The exit code is 1 if one of them is off, and 0 otherwise.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,32 +23,101 @@ Check = tuple[str, torch.dtype, float, float]  # what, dtype, error of the resul
 
 
 def check_lstm(device: str) -> Iterator[Check]:
-    """Two layers in both directions, padded and packed, plain and with a projection and peepholes."""
-    steps, batch, inputs, hidden, projected = 19, 5, 23, 37, 21
-    lengths = torch.tensor([19, 12, 12, 3, 1])
-    batch_sizes = (lengths[None] > torch.arange(steps)[:, None]).sum(1)
+    """Plain, and with a projection and peepholes."""
+    hidden, projected = HIDDEN, 21
     for extras in (False, True):
         out = projected if extras else hidden
-        shapes: list[tuple[int, ...]] = [(4, batch, out), (4, batch, hidden)]
-        for layer in range(2):
-            width = inputs if layer == 0 else 2 * out
-            one: list[tuple[int, ...]] = [(4 * hidden, width), (4 * hidden, out), (4 * hidden,), (4 * hidden,)]
-            shapes += 2 * (one + ([(projected, hidden), (3, hidden)] if extras else []))
-
-        for packed in (False, True):
-            sizes = (int(lengths.sum()),) if packed else (steps, batch)
-            options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "projection": extras, "peephole": extras}
-            options["batch_sizes"] = batch_sizes if packed else None
-
-            def run(op: Callable[..., Any], tensors: list[Tensor], options: dict[str, Any] = options) -> Any:
-                return op(tensors[0], (tensors[1], tensors[2]), tensors[3:], **options)
-
-            what = f"lstm {'packed' if packed else 'padded'}{', projection, peephole' if extras else ''}"
-            yield from compare(what, device, run, functional.lstm, reference.lstm, [(*sizes, inputs), *shapes])
+        optional: list[Shape] = [(projected, hidden), (3, hidden)] if extras else []
+        weights = [(4 * hidden, None), (4 * hidden, out), (4 * hidden,), (4 * hidden,), *optional]
+        options = {"projection": extras, "peephole": extras}
+        what = f"lstm%s{', projection, peephole' if extras else ''}"
+        yield from check_recurrent(what, device, "lstm", [out, hidden], weights, options)
 
 
-CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {"lstm": check_lstm}
+def check_gru(device: str) -> Iterator[Check]:
+    """With the reset after the product and before it."""
+    weights = [(3 * HIDDEN, None), (3 * HIDDEN, HIDDEN), (3 * HIDDEN,), (3 * HIDDEN,)]
+    for after in (True, False):
+        what = f"gru%s, reset {'after' if after else 'before'} the product"
+        yield from check_recurrent(what, device, "gru", [HIDDEN], weights, {"reset_after": after})
+
+
+def check_rnn(device: str) -> Iterator[Check]:
+    """Elman's form with either nonlinearity, and Jordan's."""
+    outputs = 21
+    for nonlinearity, projection in (("tanh", False), ("relu", False), ("tanh", True)):
+        state = outputs if projection else HIDDEN
+        optional: list[Shape] = [(outputs, HIDDEN), (outputs,)] if projection else []
+        weights = [(HIDDEN, None), (HIDDEN, state), (HIDDEN,), (HIDDEN,), *optional]
+        options = {"nonlinearity": nonlinearity, "projection": projection}
+        what = f"rnn%s, {nonlinearity}{', projection' if projection else ''}"
+        # rounding errors are to fade, and no unit to come near the place where the slope of relu jumps
+        scale, bias = (0.02, 1.0) if nonlinearity == "relu" else (0.1, 0.0)
+        yield from check_recurrent(what, device, "rnn", [state], weights, options, scale, bias)
+
+
+HIDDEN = 37
+Shape = tuple[int | None, ...]
+"""Of a weight; None is the width of what the layer reads."""
+
+
+def check_recurrent(
+    what: str,
+    device: str,
+    name: str,
+    states: list[int],
+    weights: Sequence[Shape],
+    options: dict[str, Any],
+    scale: float = 0.2,
+    bias: float = 0.0,
+) -> Iterator[Check]:
+    """Two layers in both directions, padded and packed.
+
+    Args:
+        what: of each line, with %s for the form of the input.
+        name: of the function and of its twin.
+        states: the width of each; the first is put out.
+        weights: of one direction.
+        scale: of all numbers that are drawn.
+        bias: added to the biases of every second unit and taken from those of the others.
+    """
+    steps, batch, inputs = 19, 5, 23
+    lengths = torch.tensor([19, 12, 12, 3, 1])
+    batch_sizes = (lengths[None] > torch.arange(steps)[:, None]).sum(1)
+    shapes: list[tuple[int, ...]] = [(4, batch, width) for width in states]
+    for read in (inputs, 2 * states[0]):
+        shapes += 2 * [tuple(read if n is None else n for n in shape) for shape in weights]
+
+    for packed in (False, True):
+        sizes = (int(lengths.sum()),) if packed else (steps, batch)
+        keywords = {**options, "num_layers": 2, "bidirectional": True, "batch_sizes": batch_sizes if packed else None}
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], keywords: dict[str, Any] = keywords) -> Any:
+            input, *rest = tensors
+            hx = tuple(rest[: len(states)]) if len(states) > 1 else rest[0]
+            return op(input, hx, rest[len(states) :], **keywords)
+
+        kernel, twin = getattr(functional, name), getattr(reference, name)
+        form = " packed" if packed else " padded"
+        drawn = draw([(*sizes, inputs), *shapes], scale)
+        for tensor in drawn:
+            if tensor.dim() == 1:
+                tensor += bias * (1 - 2 * (torch.arange(len(tensor)) % 2))
+        yield from compare(what % form, device, run, kernel, twin, drawn)
+
+
+CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
+    "lstm": check_lstm,
+    "gru": check_gru,
+    "rnn": check_rnn,
+}
 """One entry per room: device -> what was compared and how far off it is."""
+
+
+def draw(shapes: list[tuple[int, ...]], scale: float) -> list[Tensor]:
+    """Normally distributed float64 tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
 def compare(
@@ -57,11 +126,9 @@ def compare(
     run: Callable[..., Any],
     kernel: Callable[..., Any],
     twin: Callable[..., Any],
-    shapes: list[tuple[int, ...]],
+    drawn: list[Tensor],
 ) -> Iterator[Check]:
     """`run(kernel, tensors)` in every dtype against `run(twin, tensors)` in float64, on the same drawn tensors."""
-    draw = torch.Generator().manual_seed(0)
-    drawn = [0.2 * torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
     for dtype in ALLOWED_ERROR:
         rounded = [tensor.to(device, dtype) for tensor in drawn]
         results, gradients = _results_and_gradients(run, kernel, rounded)

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from pykernels import functional, reference
 
 try:
     import hypothesis
@@ -27,10 +30,38 @@ ROOT = Path(__file__).resolve().parent.parent
 LOW = (torch.bfloat16, torch.float16)
 
 
+# -- kinds ------------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What sets one recurrent operator apart from the others, by the names that its layers have for it."""
+
+    gates: int  # rows of weight_ih for each hidden unit
+    states: tuple[str, ...]
+    saved: tuple[str, ...]
+    own: tuple[str, ...]  # the flags of its operators between `bias` and `bidirectional`
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        return "output", *(state.replace("0", "_n") for state in self.states)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return "bias", *self.own, "bidirectional"
+
+
+KINDS = {
+    "lstm": Kind(4, ("h0", "c0"), ("gates", "cells"), ("projection", "peephole")),
+    "gru": Kind(3, ("h0",), ("gates",), ("reset_after",)),
+    "rnn": Kind(1, ("h0",), ("hidden",), ("projection", "relu")),
+}
+OWN = {"projection": False, "peephole": False, "reset_after": True, "relu": False}
+"""The flags that not every kind has, and what they are by default."""
+
+
 # -- drawn cases ------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One LSTM problem: every tensor of it follows from these fields."""
+    """One recurrent problem: every tensor of it follows from these fields."""
 
     steps: int = 4
     batch: int = 3
@@ -44,6 +75,23 @@ class Case:
     packed: bool = False
     states: bool = True
     seed: int = 0
+    kind: str = "lstm"
+    reset_after: bool = True
+    relu: bool = False
+
+    def of(self, kind: str) -> Case:
+        """The same problem for another kind, without the flags that it does not have."""
+        other = {name: default for name, default in OWN.items() if name not in KINDS[kind].own}
+        return dataclasses.replace(self, kind=kind, **other)
+
+    def __str__(self) -> str:
+        pairs = ((f, getattr(self, f.name)) for f in dataclasses.fields(self)[4:])
+        others = [f"{f.name}={value}" for f, value in pairs if value != f.default]
+        return " ".join([f"T{self.steps}-B{self.batch}-I{self.inputs}-H{self.hidden}", *others])
+
+    @property
+    def about(self) -> Kind:
+        return KINDS[self.kind]
 
     @property
     def directions(self) -> int:
@@ -58,21 +106,27 @@ class Case:
         return self.proj or self.hidden
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of `functional.lstm` and of its twin."""
-        names = ("bias", "bidirectional", "projection", "peephole")
-        return {"num_layers": self.layers, **{name: getattr(self, name) for name in names}}
+    def rows(self) -> int:
+        """Rows of the input's matrix."""
+        return sum(self.lengths()) if self.packed else self.steps * self.batch
 
-    def module_options(self) -> dict[str, Any]:
-        """The arguments of `torch.nn.LSTM` (peephole, which it lacks, left out)."""
-        return {
-            "input_size": self.inputs,
-            "hidden_size": self.hidden,
-            "num_layers": self.layers,
-            "bias": self.bias,
-            "bidirectional": self.bidirectional,
-            "proj_size": self.proj,
-        }
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The keyword arguments that only this kind's functions have."""
+        if self.kind == "rnn":
+            return {"projection": self.projection, "nonlinearity": "relu" if self.relu else "tanh"}
+        return {name: getattr(self, name) for name in self.about.own}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the functional and of its twin."""
+        common = {"num_layers": self.layers, "bias": self.bias, "bidirectional": self.bidirectional}
+        return common | self.own_options
+
+    @property
+    def flags(self) -> list[bool]:
+        """The flags of the operators, in their order."""
+        return [getattr(self, name) for name in self.about.flags]
 
     def lengths(self) -> list[int]:
         """Sequence lengths for packing: the longest has `steps`, the rest are drawn."""
@@ -83,18 +137,26 @@ class Case:
         lengths = self.lengths()
         return torch.tensor([sum(length > step for length in lengths) for step in range(self.steps)])
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The widths are those of the fed-back state and, of an LSTM, of its cells."""
+        lead = (self.layers * self.directions, self.batch)
+        return {name: (*lead, self.hidden if name == "c0" else self.out) for name in self.about.states}
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
+        gates, named = self.about.gates * self.hidden, "weight_hr" if self.kind == "lstm" else "weight_ho"
         for layer in range(self.layers):
             width = self.inputs if layer == 0 else self.out * self.directions
             for suffix in ("", "_reverse")[: self.directions]:
                 end = f"_l{layer}{suffix}"
-                shapes["weight_ih" + end] = (4 * self.hidden, width)
-                shapes["weight_hh" + end] = (4 * self.hidden, self.out)
+                shapes["weight_ih" + end] = (gates, width)
+                shapes["weight_hh" + end] = (gates, self.out)
                 if self.bias:
-                    shapes["bias_ih" + end] = shapes["bias_hh" + end] = (4 * self.hidden,)
+                    shapes["bias_ih" + end] = shapes["bias_hh" + end] = (gates,)
                 if self.projection:
-                    shapes["weight_hr" + end] = (self.proj, self.hidden)
+                    shapes[named + end] = (self.proj, self.hidden)
+                if self.projection and self.bias and self.kind == "rnn":
+                    shapes["bias_ho" + end] = (self.proj,)
                 if self.peephole:
                     shapes["weight_peephole" + end] = (3, self.hidden)
         return shapes
@@ -102,13 +164,12 @@ class Case:
     def tensors(
         self, dtype: torch.dtype = torch.float64, device: Any = "cpu", requires_grad: bool = True
     ) -> dict[str, Tensor]:
-        """`input`, `h0` and `c0` if `states`, then the weights in the order of `RNNBase._flat_weights`."""
+        """`input`, the initial states if `states`, then the weights in the order of `RNNBase._flat_weights`."""
         draw = torch.Generator().manual_seed(self.seed)
-        sizes = (int(self.batch_sizes().sum()),) if self.packed else (self.steps, self.batch)
+        sizes = (self.rows,) if self.packed else (self.steps, self.batch)
         shapes: dict[str, tuple[int, ...]] = {"input": (*sizes, self.inputs)}
         if self.states:
-            shapes["h0"] = (self.layers * self.directions, self.batch, self.out)
-            shapes["c0"] = (self.layers * self.directions, self.batch, self.hidden)
+            shapes |= self.state_shapes()
         made = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
         scale = 1 / math.sqrt(self.hidden)
         for name, shape in self.weight_shapes().items():
@@ -117,13 +178,15 @@ class Case:
 
 
 def drawn(examples: int = 25, *, of: Callable[..., Any] = Case, **space: Any) -> Callable:
-    """Run the test with `case=of(...)` for drawn arguments.
+    """Run the test with `case=of(...)` for drawn arguments; where it takes `kind` too, with cases of that kind.
 
     A pair (low, high) draws an integer, a list one of its entries. hypothesis draws and shrinks where it is
     installed; elsewhere the same space is drawn from with a fixed seed.
     """
 
     def decorate(test: Callable) -> Callable:
+        if "kind" in inspect.signature(test).parameters:
+            test = _of_its_kind(test)
         if hypothesis is not None:
             choose = {
                 name: strategies.integers(*domain) if isinstance(domain, tuple) else strategies.sampled_from(domain)
@@ -158,22 +221,42 @@ def drawn(examples: int = 25, *, of: Callable[..., Any] = Case, **space: Any) ->
     return decorate
 
 
+def _of_its_kind(test: Callable) -> Callable:
+    @functools.wraps(test)
+    def run(*args: Any, kind: str, case: Any, **kwargs: Any) -> None:
+        test(*args, kind=kind, case=case.of(kind), **kwargs)
+
+    return run
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
 SEED = (0, 2**16)
 FLAG = [False, True]
+FLAGS = dict.fromkeys(("bias", "bidirectional", *OWN, "packed", "states"), FLAG)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
-def split(tensors: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | None, list[Tensor]]:
-    """The (input, hx, weights) of `functional.lstm` out of `Case.tensors()`."""
-    hx = (tensors["h0"], tensors["c0"]) if "h0" in tensors else None
+def split(tensors: dict[str, Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
+    """The (input, hx, weights) of a functional out of `Case.tensors()`; hx is a pair for the LSTM."""
+    hx = (tensors["h0"], tensors["c0"]) if "c0" in tensors else tensors.get("h0")
     return tensors["input"], hx, [t for name, t in tensors.items() if name not in ("input", "h0", "c0")]
 
 
-def call(function: Callable, case: Case, tensors: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Results of a functional LSTM by name."""
+def call(where: Any, case: Case, tensors: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Results by name of the function of the case's kind in `where`: `functional`, `reference`, or a function."""
     sizes = {"batch_sizes": case.batch_sizes()} if case.packed else {}
-    results = function(*split(tensors), **sizes, **case.options, **options)
-    return dict(zip(("output", "h_n", "c_n"), results, strict=True))
+    results = getattr(where, case.kind, where)(*split(tensors), **sizes, **case.options, **options)
+    return dict(zip(case.about.results, results, strict=True))
+
+
+def call_cell(where: Any, case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state after one step, and an LSTM's cell, by the function of the cell in `where`."""
+    weights = {name.removesuffix("_l0"): tensors[name] for name in case.weight_shapes()}
+    states = tuple(tensors[name][0] for name in case.about.states if case.states)
+    hx = (states if len(states) == 2 else states[0]) if states else None
+    flags = {k: v for k, v in case.own_options.items() if k in ("reset_after", "nonlinearity")}
+    found = getattr(where, f"{case.kind}_cell")(tensors["input"][0], hx, **weights, **flags)
+    return {"h": found[0], "c": found[1]} if isinstance(found, tuple) else {"h": found}
 
 
 def with_gradients(results: dict[str, Tensor], leaves: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
@@ -188,14 +271,14 @@ def with_gradients(results: dict[str, Tensor], leaves: dict[str, Tensor], seed: 
     return detached | {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def run(function: Callable, case: Case, dtype: torch.dtype, device: Any = "cpu", draw_as: Any = None, **options: Any):
-    """Results and all gradients of a functional LSTM.
+def run(where: Any, case: Case, dtype: torch.dtype, device: Any = "cpu", draw_as: Any = None, **options: Any):
+    """Results and all gradients of a functional (see `call`).
 
     draw_as: the dtype to round the operands to first, so that a float64 run gives the truth about a lower one.
     """
     tensors = case.tensors(draw_as or dtype, device, requires_grad=False)
     tensors = {name: t.to(dtype).requires_grad_() for name, t in tensors.items()}
-    return with_gradients(call(function, case, tensors, **options), tensors)
+    return with_gradients(call(where, case, tensors, **options), tensors)
 
 
 # -- judgement --------------------------------------------------------------------------------------------------------
@@ -249,6 +332,24 @@ def assert_no_worse(
             allowed = share * theirs + floor * torch.finfo(ours[name].dtype).eps
             error = distance(ours[name], truth[name], least)
             assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def check_values(
+    case: Case, dtype: torch.dtype, device: Any = "cpu", floor: float = 8, ours: dict[str, Tensor] | None = None
+) -> None:
+    """Results and gradients of our function, or those given, against the twin: in float64 equal, else no less exact.
+
+    Of ReLU in lower precision only the results: its derivative jumps where rounding moves a sum across zero.
+    """
+    found = {"ours": run(functional, case, dtype, device) if ours is None else ours}
+    found["peer"] = run(reference, case, dtype, device)
+    if dtype == torch.float64:
+        assert_equal(found["ours"], found["peer"])
+        return
+    found["truth"] = run(reference, case, torch.float64, device, draw_as=dtype)
+    if case.relu:
+        found = {who: {n: t for n, t in each.items() if n in case.about.results} for who, each in found.items()}
+    assert_no_worse(found["ours"], found["peer"], found["truth"], floor=floor)
 
 
 def outcome(attempt: Callable[[], Any]) -> tuple[type, str] | None:

@@ -8,10 +8,10 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 
 #include "core/math.h"
+#include "core/scratch.h"
 #include "core/vec.h"
 
 namespace pykernels {
@@ -207,23 +207,6 @@ struct Panels {
     }
     int64_t offset(int64_t panel) const { return column(panel) * depth; }
     int64_t size() const { return (columns + width - 1) / width * width * depth; }
-};
-
-// Uninitialised memory aligned to cache lines.
-template <typename T>
-class Buffer {
-  public:
-    explicit Buffer(int64_t count = 0)
-        : data_(count ? static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})) : nullptr) {}
-    T* get() const { return data_.get(); }
-    T& operator[](int64_t i) const { return data_.get()[i]; }
-    operator T*() const { return data_.get(); }
-
-  private:
-    struct Free {
-        void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-    };
-    std::unique_ptr<T[], Free> data_;
 };
 
 // Packs `depth` rows of B, each a contiguous run of columns found by row(k), into one panel of `vectors` vectors.

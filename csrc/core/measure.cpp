@@ -95,8 +95,8 @@ double blocked_rate(int64_t M, int64_t N, int64_t K, int threads, double seconds
     for (int64_t k = 0; k < K; ++k) rows[k] = b + k * N;
     return best_rate(2.0 * M * N * K, seconds, [&] {
         parallel_region(threads, [&](const Team& team) {
-            product_share<T>(rows_of_a<T>([&](int64_t m) { return static_cast<const T*>(a + m * K); }), M,
-                             {rows.data(), N}, K, c.get(), false, team.rank, team.size);
+            product_share(RowsOfA<T>{a, K}, M, Factor<T>{rows.data(), N}, K, c.get(), false, int64_t{team.rank},
+                          int64_t{team.size});
         });
     });
 }

@@ -13,21 +13,18 @@ inline constexpr int64_t kDepthBlock = 512;   // so deep are the packed panels o
 inline constexpr int64_t kRowBlock = 192;     // rows of A that pass a panel before the next panel comes
 inline constexpr int64_t kColumnBlock = 256;  // columns of B packed at once: half of the second-level cache
 
-// A row by row: row(m) points at `depth` neighbours.
-template <typename T, typename Row>
+// A row by row, `stride` elements apart.
+template <typename T>
 struct RowsOfA {
-    Row row;
+    const T* data;
+    int64_t stride;
     template <int Rows>
     RowPointers<T, Rows> tile(int64_t m, int64_t k) const {
         RowPointers<T, Rows> pointers;
-        for (int i = 0; i < Rows; ++i) pointers.row[i] = row(m + i) + k;
+        for (int i = 0; i < Rows; ++i) pointers.row[i] = data + (m + i) * stride + k;
         return pointers;
     }
 };
-template <typename T, typename Row>
-RowsOfA<T, Row> rows_of_a(Row row) {
-    return {row};
-}
 
 // A column by column: columns[k] points at all its rows. Broadcast from where it is: nothing is packed.
 template <typename T, int Rows>
@@ -198,5 +195,14 @@ void outer_products_share(const Factor<T>& left, const Right<T>& first, const Ri
     turn(turned, first_size, first.out);
     turn(second_turned, second_size, second.out);
 }
+
+// Compiled once, in product.cpp.
+#define PYKERNELS_PRODUCTS(KEYWORD, T)                                                                            \
+    KEYWORD template void product_share(const RowsOfA<T>&, int64_t, const Factor<T>&, int64_t, T*, bool, int64_t, \
+                                        int64_t);                                                                 \
+    KEYWORD template void outer_products_share(const Factor<T>&, const Right<T>&, const Right<T>&, int64_t, T*,   \
+                                               int64_t, int64_t);
+PYKERNELS_PRODUCTS(extern, float)
+PYKERNELS_PRODUCTS(extern, double)
 
 }  // namespace pykernels

@@ -8,6 +8,7 @@
 
 #include "core/gemm.h"
 #include "core/parallel.h"
+#include "kernels/recurrent.h"
 
 namespace pykernels {
 
@@ -98,33 +99,52 @@ void pack_columns(const W* source, int64_t stride, int64_t count, int64_t depth,
     }
 }
 
-// Panels [first, last) of a matrix [gates * units, depth]: panel p holds one vector of units of every gate side by
-// side, so that a tile has all gates of its units.
-template <typename Op, typename W>
-void pack_gate_panels(const W* weight, int gates, int64_t units, int64_t depth, int64_t first, int64_t last,
-                      Op* packed) {
-    constexpr int width = kWidth<AccOf<Op>>;
-    const int64_t columns = int64_t(gates) * width, deep = operand_depth<Op>(depth);
-    for (int64_t p = first; p < last; ++p) {
-        Op* panel = packed + p * columns * deep;
-        const int64_t unit = p * width, used = std::min<int64_t>(width, units - unit);
-        if (used < width) std::memset(static_cast<void*>(panel), 0, columns * deep * sizeof(Op));
-        for (int g = 0; g < gates; ++g)
-            pack_columns<Op>(weight + (g * units + unit) * depth, depth, used, depth, panel + g * width, columns);
-    }
-}
+// The columns of a recurrent product as panels. With several gates, a panel is one vector of units with its gates side
+// by side, so that a tile has all gates of its units; with one gate, a few vectors of units.
+template <typename Op, int Gates>
+class UnitPanels {
+    static constexpr int width = kWidth<AccOf<Op>>;
 
-// Panels [first, last) of a matrix [columns, depth] (k contiguous).
-template <typename Op, typename W>
-void pack_column_panels(const W* weight, const Panels<Op>& panels, int64_t depth, int64_t first, int64_t last,
-                        Op* packed) {
-    for (int64_t p = first; p < last; ++p) {
-        const int64_t padded = int64_t(panels.vectors(p)) * panels.width;
-        const int64_t used = std::min(padded, panels.columns - panels.column(p));
-        Op* panel = packed + panels.offset(p);
-        if (used < padded) std::memset(static_cast<void*>(panel), 0, padded * panels.depth * sizeof(Op));
-        pack_columns<Op>(weight + panels.column(p) * depth, depth, used, depth, panel, padded);
+  public:
+    UnitPanels(int64_t units, int64_t parts)
+        : single(Gates == 1 ? Panels<Op>::for_parts(units, 1, parts) : Panels<Op>{units, 1, 1}) {}
+
+    int64_t units() const { return single.columns; }
+    int64_t count() const { return single.count(); }
+    int64_t unit(int64_t panel) const { return single.column(panel); }
+    int unit_vectors(int64_t panel) const { return Gates == 1 ? single.vectors(panel) : 1; }
+    int64_t columns(int64_t panel) const { return int64_t(unit_vectors(panel)) * Gates * width; }
+    // Columns, padded to whole vectors, before a panel, and of all of them.
+    int64_t before(int64_t panel) const { return std::min(single.column(panel) * Gates, total()); }
+    int64_t total() const { return single.size() * Gates; }
+
+    // Calls visit(std::integral_constant<int, n>) with the vectors n of a panel.
+    template <typename Visit>
+    [[gnu::always_inline]] void with_panel(int64_t panel, const Visit& visit) const {
+        if constexpr (Gates == 1) {
+            with_vectors(single.vectors(panel), visit);
+        } else {
+            visit(std::integral_constant<int, Gates>{});
+        }
     }
+
+  private:
+    Panels<Op> single;
+};
+
+// Rows of a tile beside so many vectors of a panel: about as many sums as the registers hold.
+constexpr int rows_beside(int vectors) { return vectors == 3 ? (kTileRows * 4) / 3 : kTileRows; }
+
+// One panel of the given gates of a matrix [gates * units, depth].
+template <typename Op, int Gates, typename W>
+void pack_units(const W* weight, const int (&gates)[Gates], int64_t units, int64_t depth,
+                const UnitPanels<Op, Gates>& panels, int64_t panel, Op* packed) {
+    constexpr int width = kWidth<AccOf<Op>>;
+    const int64_t columns = panels.columns(panel), unit = panels.unit(panel);
+    const int64_t own = int64_t(panels.unit_vectors(panel)) * width, used = std::min(own, units - unit);
+    if (used < own) std::memset(static_cast<void*>(packed), 0, columns * operand_depth<Op>(depth) * sizeof(Op));
+    for (int g = 0; g < Gates; ++g)
+        pack_columns<Op>(weight + (gates[g] * units + unit) * depth, depth, used, depth, packed + g * own, columns);
 }
 
 // Panels [first, last) of a matrix [depth, columns] (columns contiguous).

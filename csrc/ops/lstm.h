@@ -1,43 +1,31 @@
-// Contract of the LSTM operators, for every backend: shapes, layouts, and what is saved for backward.
+// Contract of the LSTM operators, for every backend: what the kind adds to ops/recurrent.h, and what is saved.
+//
+// gates [D, rows, 4 hidden] activated, in the order i, f, g, o; cells [D, rows, hidden]: c.
 #pragma once
 
-#include <vector>
-
-#include "core/checks.h"
+#include "ops/recurrent.h"
 
 namespace pykernels {
 
-struct LstmSizes {
-    int64_t steps, batch, rows, input, hidden, projection, directions;
-    bool packed;
-    std::vector<int64_t> offsets;  // [steps + 1]: first row of each step in the packed form
-    int64_t output() const { return projection ? projection : hidden; }
-};
+inline constexpr int64_t kLstmGates = 4;
 
-// One direction's parameters as the flat list has them.
-struct LstmParameters {
-    Tensor input, hidden, bias_input, bias_hidden, projection, peephole;
-};
+inline RecurrentFlags lstm_flags(bool bias, bool projection, bool peephole, bool bidirectional) {
+    return {bias, projection, false, peephole, bidirectional};
+}
 
-struct LstmFlags {
-    bool bias, projection, peephole, bidirectional;
-    size_t per_direction() const { return 2 + (bias ? 2 : 0) + projection + peephole; }
-    int64_t directions() const { return bidirectional ? 2 : 1; }
-};
+inline RecurrentSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                                 const OptionalTensor& c0, at::TensorList weights, const RecurrentFlags& flags) {
+    return check_recurrent("lstm", kLstmGates, "weight_hr", input, batch_sizes, h0, c0, weights, flags);
+}
 
-LstmParameters lstm_parameters(at::TensorList weights, const LstmFlags& flags, int64_t direction);
-
-// Checks every argument of lstm_forward and returns the sizes.
-LstmSizes check_lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                     const OptionalTensor& c0, at::TensorList weights, const LstmFlags& flags);
-
-// Checks the arguments that lstm_backward adds.
-void check_lstm_backward(const LstmSizes& sizes, const Tensor& input, const OptionalTensor& grad_output,
-                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, const Tensor& output,
-                         const Tensor& gates, const Tensor& cells);
-
-// Sizes of the outputs.
-std::vector<int64_t> lstm_output_shape(const LstmSizes& sizes);
+inline void check_lstm_backward(const RecurrentSizes& s, const Tensor& input, const OptionalTensor& grad_output,
+                                const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, const Tensor& output,
+                                const Tensor& gates, const Tensor& cells) {
+    check_recurrent_backward("lstm", s, input, grad_output, grad_h_n, output);
+    check_given("lstm", "gates", gates, {s.directions, s.rows, kLstmGates * s.hidden}, input);
+    check_given("lstm", "cells", cells, {s.directions, s.rows, s.hidden}, input);
+    if (grad_c_n) check_given("lstm", "grad_c_n", *grad_c_n, {s.directions, s.batch, s.hidden}, input);
+}
 
 using LstmForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using LstmBackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;

@@ -1,9 +1,11 @@
-// What the recurrent kernels share: the rows of a step, and the product of gathered state rows with a block's slice of
-// a weight matrix. A kernel adds its own ending to the product. Plain device code over the primitives of common.cuh.
+// What the recurrent kernels share: the rows of a step, the loop over steps, plan and launch, the states and their
+// gradients. A kernel adds its products and their endings. Plain device code over the primitives of common.cuh.
 #pragma once
 
-#include "cuda/core/common.cuh"
-#include "cuda/kernels/steps.h"
+#include <algorithm>
+
+#include "cuda/core/product.cuh"
+#include "cuda/kernels/recurrent.h"
 
 namespace pykernels::cuda {
 
@@ -39,200 +41,7 @@ __device__ inline StepRows rows_of_step(const Steps& steps, int64_t t, bool desc
     return rows;
 }
 
-// The product ---------------------------------------------------------------------------------------------------------
-//
-// A block owns kBlockUnits units and, at one time, kBlockRows rows. Within a warp the lanes are kUnits units times
-// kSlices slices of the inner dimension, which is walked in quads of four: lane (unit u, slice s) sums the quads
-// s, s + kSlices, ... of kRows rows times kCols weight columns of its unit. A unit's columns (the four gates, say) thus
-// meet in one thread, and so does its state. Weights lie in shared memory in the very order in which the lanes read
-// them, [unit warp][pass][column][lane][4]: every access of a warp is one contiguous piece.
-
-constexpr int kThreads = 256;
-constexpr int kBlockWarps = kThreads / kWarp;
-
-template <int kUnits_, int kRows_, int kUnitWarps_, int kTileK_>
-struct TileShape {
-    static constexpr int kUnits = kUnits_;          // units across the lanes of a warp
-    static constexpr int kRows = kRows_;            // rows that a lane sums
-    static constexpr int kUnitWarps = kUnitWarps_;  // warps side by side along the units
-    static constexpr int kTileK = kTileK_;          // inner dimension staged at one time
-    static constexpr int kRowWarps = kBlockWarps / kUnitWarps;
-    static constexpr int kSlices = kWarp / kUnits;
-    static constexpr int kPassK = 4 * kSlices;  // inner dimension that a warp covers with one quad a lane
-    static constexpr int kBlockUnits = kUnits * kUnitWarps;
-    static constexpr int kBlockRows = kRows * kRowWarps;
-    static_assert(kRows <= kSlices && (kRows & (kRows - 1)) == 0 && kTileK % kPassK == 0);
-
-    // Place of the calling thread.
-    __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-    __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-    __device__ static int slice() { return lane() / kUnits; }
-    __device__ static int unit_warp() { return warp() / kRowWarps; }
-    __device__ static int first_row() { return warp() % kRowWarps * kRows; }
-    // After a product the first kRows slices own one row each: this unit, this row.
-    __device__ static bool owns() { return slice() < kRows; }
-    __device__ static int unit() { return unit_warp() * kUnits + lane() % kUnits; }
-    __device__ static int row() { return first_row() + slice(); }
-};
-using WideTile = TileShape<8, 4, 1, 128>;    // 8 units x 32 rows
-using NarrowTile = TileShape<1, 1, 8, 256>;  // 8 units x 1 row: the whole warp works on one sum
-constexpr int kBlockUnits = WideTile::kBlockUnits;
-static_assert(NarrowTile::kBlockUnits == kBlockUnits);
-constexpr int64_t kNarrowBatch = 4;  // up to this many sequences the narrow tile is used
-
-// Element (unit, column, k) of a weight matrix.
-template <class T>
-struct WeightView {
-    const T* data;
-    int64_t unit_stride, col_stride, k_stride;
-    int64_t units, inner;  // bounds of unit and k
-};
-
-template <class Tile>
-__host__ __device__ constexpr int64_t passes_of(int64_t inner) {
-    return (inner + Tile::kPassK - 1) / Tile::kPassK;
-}
-
-// Elements of shared memory that `inner` of a block's weights take.
-template <class Tile, int kCols>
-__host__ __device__ constexpr int64_t weight_slice_elements(int64_t inner) {
-    return Tile::kUnitWarps * passes_of<Tile>(inner) * kCols * kWarp * 4;
-}
-
-// Copies the weights of units first_unit.. and k = first_k .. first_k + passes*kPassK, zeros outside the matrix.
-template <class Tile, int kCols, class T>
-__device__ void stage_weights(T* slice, const WeightView<T>& weights, int64_t first_unit, int64_t first_k, int passes) {
-    const int quads = Tile::kUnitWarps * passes * kCols * kWarp;
-    for (int index = static_cast<int>(threadIdx.x); index < quads; index += kThreads) {
-        const int lane = index % kWarp;
-        const int col = index / kWarp % kCols;
-        const int pass = index / (kWarp * kCols) % passes;
-        const int unit_warp = index / (kWarp * kCols) / passes;
-        const int64_t unit = first_unit + unit_warp * Tile::kUnits + lane % Tile::kUnits;
-        const int64_t k = first_k + 4 * (int64_t{pass} * Tile::kSlices + lane / Tile::kUnits);
-        const T* source = weights.data + unit * weights.unit_stride + col * weights.col_stride + k * weights.k_stride;
-        Quad<T> quad;
-        if (unit < weights.units && k + 4 <= weights.inner && weights.k_stride == 1 && is_quad_aligned(source)) {
-            quad = load_quad_constant(source);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const bool inside = unit < weights.units && k + i < weights.inner;
-                quad.value[i] = inside ? source[i * weights.k_stride] : to_storage<T>(0);
-            }
-        }
-        reinterpret_cast<Quad<T>*>(slice)[index] = quad;
-    }
-}
-
-// Copies k = first_k .. first_k + kTileK of the block's rows into tile [kBlockRows][kTileK], zeros outside.
-// row_source(row) is where a row starts, or null for a row of zeros.
-template <class Tile, class T, class RowSource>
-__device__ void stage_rows(Accumulator<T>* tile, const RowSource& row_source, int64_t first_k, int64_t inner) {
-    constexpr int kRowQuads = Tile::kTileK / 4;
-    for (int index = static_cast<int>(threadIdx.x); index < Tile::kBlockRows * kRowQuads; index += kThreads) {
-        const int64_t k = first_k + 4 * (index % kRowQuads);
-        const T* source = k < inner ? row_source(index / kRowQuads) : nullptr;
-        Quad<Accumulator<T>> quad{};
-        if (source != nullptr && k + 4 <= inner && is_quad_aligned(source + k)) {
-            const Quad<T> stored = load_quad_coherent(source + k);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                quad.value[i] = to_accumulator(stored.value[i]);
-            }
-        } else if (source != nullptr) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                quad.value[i] = k + i < inner ? to_accumulator(load_coherent(source + k + i)) : Accumulator<T>(0);
-            }
-        }
-        reinterpret_cast<Quad<Accumulator<T>>*>(tile)[index] = quad;
-    }
-}
-
-// Adds `passes` passes of rows x weights to the lane's sums.
-template <class Tile, int kCols, class T>
-__device__ inline void multiply(Accumulator<T> (&sum)[Tile::kRows][kCols], const Accumulator<T>* tile, const T* slice,
-                                int passes) {
-    using A = Accumulator<T>;
-    const auto* row_quads = reinterpret_cast<const Quad<A>*>(tile + Tile::first_row() * Tile::kTileK) + Tile::slice();
-    const auto* weight_quads = reinterpret_cast<const Quad<T>*>(slice) + Tile::lane();
-    for (int pass = 0; pass < passes; ++pass) {
-        A weight[kCols][4];
-#pragma unroll
-        for (int col = 0; col < kCols; ++col) {
-            const Quad<T> stored = weight_quads[(pass * kCols + col) * kWarp];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                weight[col][i] = to_accumulator(stored.value[i]);
-            }
-        }
-#pragma unroll
-        for (int row = 0; row < Tile::kRows; ++row) {
-            const Quad<A> state = row_quads[row * (Tile::kTileK / 4) + pass * Tile::kSlices];
-#pragma unroll
-            for (int col = 0; col < kCols; ++col) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    sum[row][col] += state.value[i] * weight[col][i];
-                }
-            }
-        }
-    }
-}
-
-// total[col] = sum over k of row_source(row)[k] * weights(unit, col, k) for the unit and row that the lane owns.
-// `slice` holds the block's weights whole when `resident`, else it is room for one tile of them. All threads call.
-template <class Tile, int kCols, class T, class RowSource>
-__device__ void recurrent_product(Accumulator<T> (&total)[kCols], const RowSource& row_source,
-                                  const WeightView<T>& weights, int64_t first_unit, bool resident, T* slice,
-                                  Accumulator<T>* tile) {
-    Accumulator<T> sum[Tile::kRows][kCols] = {};
-    const int64_t all_passes = passes_of<Tile>(weights.inner);
-    constexpr int kTilePasses = Tile::kTileK / Tile::kPassK;
-    for (int64_t first_pass = 0; first_pass < all_passes; first_pass += kTilePasses) {
-        const int64_t left = all_passes - first_pass;
-        const int passes = left < kTilePasses ? static_cast<int>(left) : kTilePasses;
-        const int64_t first_k = first_pass * Tile::kPassK;
-        block_barrier();  // the last tile has been read
-        stage_rows<Tile, T>(tile, row_source, first_k, weights.inner);
-        if (!resident) {
-            stage_weights<Tile, kCols>(slice, weights, first_unit, first_k, passes);
-        }
-        block_barrier();  // this tile has been written
-        const int64_t pass_at = resident ? Tile::unit_warp() * all_passes + first_pass : Tile::unit_warp() * passes;
-        multiply<Tile, kCols, T>(sum, tile, slice + pass_at * kCols * kWarp * 4, passes);
-    }
-    // Sum over the slices. While a lane still holds several rows it gives half of them away and keeps the others, so
-    // that slice s ends with row s % kRows.
-#pragma unroll
-    for (int half = Tile::kRows / 2; half >= 1; half /= 2) {
-        const bool upper = (Tile::slice() & half) != 0;
-#pragma unroll
-        for (int row = 0; row < half; ++row) {
-#pragma unroll
-            for (int col = 0; col < kCols; ++col) {
-                const Accumulator<T> low = sum[row][col], high = sum[row + half][col];
-                sum[row][col] = (upper ? high : low) + shuffle_xor(upper ? low : high, half * Tile::kUnits);
-            }
-        }
-    }
-#pragma unroll
-    for (int col = 0; col < kCols; ++col) {
-#pragma unroll
-        for (int lane_xor = Tile::kRows * Tile::kUnits; lane_xor < kWarp; lane_xor *= 2) {
-            sum[0][col] += shuffle_xor(sum[0][col], lane_xor);
-        }
-        total[col] = sum[0][col];
-    }
-}
-
-// Functions of the endings --------------------------------------------------------------------------------------------
-
-template <class A>
-__device__ inline A logistic(A x) {
-    return A(1) / (A(1) + exponential(-x));
-}
+// States ------------------------------------------------------------------------------------------------------------
 
 // An element of an optional buffer: 0 where there is none.
 template <class T>
@@ -240,7 +49,111 @@ __device__ inline Accumulator<T> load_or_zero(const T* data, int64_t index) {
     return data != nullptr ? to_accumulator(data[index]) : Accumulator<T>(0);
 }
 
-// How a recurrence is launched --------------------------------------------------------------------------------------
+// Where direction d's state of row `row` of the output starts.
+__device__ inline int64_t output_at(const RecurrentLayer& layer, int64_t d, int64_t row) {
+    return (row * layer.directions + d) * layer.state;
+}
+
+// Where sequence b's part of a buffer [D, B, width] starts.
+__device__ inline int64_t sequence_at(const RecurrentLayer& layer, int64_t d, int64_t b, int64_t width) {
+    return (d * layer.steps.batch + b) * width;
+}
+
+// The state that sequence b had before this step of the forward walk; null for zeros.
+template <class T>
+__device__ const T* state_before(const RecurrentLayer& layer, const void* output, const StepRows& rows, int64_t d,
+                                 int64_t b) {
+    if (b < rows.from) {
+        return static_cast<const T*>(output) + output_at(layer, d, rows.row_from + b);
+    }
+    const auto* h0 = static_cast<const T*>(layer.h0);
+    return h0 != nullptr ? h0 + sequence_at(layer, d, b, layer.state) : nullptr;
+}
+
+// Puts out h of unit u, sequence b.
+template <class T>
+__device__ void put_state(const RecurrentLayer& layer, const RecurrentStates& states, const StepRows& rows, int64_t d,
+                          int64_t b, int64_t u, T h) {
+    static_cast<T*>(states.output)[output_at(layer, d, rows.row + b) + u] = h;
+    if (b >= rows.to) {
+        static_cast<T*>(states.h_n)[sequence_at(layer, d, b, layer.state) + u] = h;
+    }
+}
+
+// The whole gradient of h of unit u, sequence b. `from_next`: what the step walked before gave it, if the sequence ran
+// there. Where the sequence does not run at this step, its first one has been left: that is the gradient of h0.
+template <class T>
+__device__ Accumulator<T> state_gradient(const RecurrentLayer& layer, const RecurrentGradients& grads,
+                                         const StepRows& rows, int64_t d, int64_t b, int64_t u,
+                                         Accumulator<T> from_next) {
+    const int64_t of_sequence = sequence_at(layer, d, b, layer.state) + u;
+    Accumulator<T> dh = b < rows.from ? from_next : load_or_zero(static_cast<const T*>(grads.grad_h_n), of_sequence);
+    if (b < rows.batch) {
+        dh += load_or_zero(static_cast<const T*>(grads.grad_output), output_at(layer, d, rows.row + b) + u);
+        if (layer.projection) {
+            const int64_t row = d * layer.steps.rows + rows.row + b;
+            static_cast<T*>(grads.grad_projected)[row * layer.state + u] = to_storage<T>(dh);
+        }
+    } else if (grads.grad_h0 != nullptr) {
+        static_cast<T*>(grads.grad_h0)[of_sequence] = to_storage<T>(dh);
+    }
+    return dh;
+}
+
+template <class A>
+__device__ inline A logistic(A x) {
+    return A(1) / (A(1) + exponential(-x));
+}
+
+// The loop over steps -----------------------------------------------------------------------------------------------
+//
+// A recurrence is a struct R, handed to the kernel whole:
+//   r.layer()          its RecurrentLayer
+//   R::kBackward       the steps are walked against the direction, and once more at the end (batch 0) for what flows
+//                      into the initial states
+//   R::First, Second   the products of a step, in this order; the second, which may be void, where r.two_products()
+// A product P has, for direction d, sequence b and unit u:
+//   P::kCols                        columns of a unit
+//   P::weights<T>(r, d)             their WeightView
+//   P::multiplied(rows)             sequences from 0 that have something to multiply; the sum of others is 0
+//   P::source<T>(r, rows, d, b)     what is multiplied, of one of those; null for zeros
+//   P::finish<T>(r, rows, d, b, u, sum)   the ending, by the thread that owns (u, b) in every phase
+
+template <class Tile, class T, class P, class R>
+__device__ void run_product(const R& recurrence, const StepRows& rows, bool resident, T* slice, Accumulator<T>* tile) {
+    const int64_t d = blockIdx.z;
+    const WeightView<T> weights = P::template weights<T>(recurrence, d);
+    const int64_t first_unit = int64_t{blockIdx.x} * Tile::kBlockUnits;
+    if (first_unit >= weights.units) {
+        return;
+    }
+    const int64_t sequences = R::kBackward && rows.from > rows.batch ? rows.from : rows.batch;
+    const int64_t multiplied = P::multiplied(rows);
+    for (int64_t first = int64_t{blockIdx.y} * Tile::kBlockRows; first < sequences;
+         first += int64_t{gridDim.y} * Tile::kBlockRows) {
+        auto source = [&](int64_t row) -> const T* {
+            const int64_t b = first + row;
+            return b < multiplied ? P::template source<T>(recurrence, rows, d, b) : nullptr;
+        };
+        Accumulator<T> sum[P::kCols] = {};
+        if (first < multiplied) {
+            recurrent_product<Tile, P::kCols, T>(sum, source, weights, first_unit, resident, slice, tile);
+        }
+        const int64_t b = first + Tile::row(), u = first_unit + Tile::unit();
+        if (Tile::owns() && b < sequences && u < weights.units) {
+            P::template finish<T>(recurrence, rows, d, b, u, sum);
+        }
+    }
+}
+
+// Copies all of the block's weights for P; the end of their room.
+template <class Tile, class T, class P, class R>
+__device__ T* stage_all_weights(T* slice, const R& recurrence) {
+    const WeightView<T> weights = P::template weights<T>(recurrence, blockIdx.z);
+    stage_weights<Tile, P::kCols>(slice, weights, int64_t{blockIdx.x} * Tile::kBlockUnits, 0,
+                                  static_cast<int>(passes_of<Tile>(weights.inner)));
+    return slice + weight_slice_elements<Tile, P::kCols>(weights.inner);
+}
 
 // grid.x = unit blocks, grid.y = row blocks, grid.z = directions.
 struct RecurrentPlan {
@@ -258,20 +171,77 @@ __device__ inline void rows_barrier(unsigned long long* counters) {
     grid_barrier(counters + (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * kCounterStride, gridDim.x);
 }
 
+// Phases first_phase .. end_phase, one for each product of each step. Shared memory: the tile of states, then the
+// block's weights (all of them, or one tile).
+template <class Tile, class T, class R>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrence_kernel(const __grid_constant__ R recurrence, const __grid_constant__ RecurrentPlan plan,
+                      unsigned long long* counters, int64_t first_phase, int64_t end_phase) {
+    using First = typename R::First;
+    using Second = typename R::Second;
+    const Steps& steps = recurrence.layer().steps;
+    auto* tile = reinterpret_cast<Accumulator<T>*>(shared_memory());
+    auto* slice = reinterpret_cast<T*>(tile + Tile::kBlockRows * Tile::kTileK);
+    T* second_slice = slice;
+    if (plan.resident) {
+        T* const end = stage_all_weights<Tile, T, First>(slice, recurrence);
+        if constexpr (!std::is_void_v<Second>) {
+            if (recurrence.two_products()) {
+                second_slice = end;
+                stage_all_weights<Tile, T, Second>(second_slice, recurrence);
+            }
+        }
+    }
+    const int phases_a_step = recurrence.two_products() ? 2 : 1;
+    const bool descending = (blockIdx.z == 1) != R::kBackward;
+    for (int64_t phase = first_phase; phase < end_phase; ++phase) {
+        const int64_t step = phase / phases_a_step;
+        const StepRows rows = rows_of_step(steps, descending ? steps.count - 1 - step : step, descending);
+        if (phase % phases_a_step == 0) {
+            run_product<Tile, T, First>(recurrence, rows, plan.resident, slice, tile);
+        } else if constexpr (!std::is_void_v<Second>) {
+            run_product<Tile, T, Second>(recurrence, rows, plan.resident, second_slice, tile);
+        }
+        if (phase + 1 < end_phase) {
+            rows_barrier(counters);
+        }
+    }
+}
+
+// How a recurrence is launched --------------------------------------------------------------------------------------
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t align_up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 // The most row blocks that a plan uses, for sizing the counters; a block strides over the rows beyond.
 inline int64_t max_row_blocks(int64_t batch) { return batch < 1024 ? batch : 1024; }
 
-inline int64_t counter_bytes(int64_t batch, int64_t directions) {
-    return max_row_blocks(batch) * directions * kCounterStride * int64_t{sizeof(unsigned long long)};
-}
+// The parts of a workspace: the counters of the barriers, then what is asked for. Without a base it only measures.
+class Workspace {
+  public:
+    Workspace(void* base, const RecurrentLayer& layer)
+        : base_(static_cast<unsigned char*>(base)),
+          values_(layer.directions * layer.steps.batch * layer.hidden),
+          bytes_(align_up(max_row_blocks(layer.steps.batch) * layer.directions * kCounterStride *
+                          int64_t{sizeof(unsigned long long)})) {}
+    // Room for [D, B, H].
+    void* take(int64_t value_bytes) {
+        void* part = base_ != nullptr ? base_ + bytes_ : nullptr;
+        bytes_ += align_up(values_ * value_bytes);
+        return part;
+    }
+    size_t bytes() const { return static_cast<size_t>(bytes_); }
+
+  private:
+    unsigned char* base_;
+    int64_t values_, bytes_;
+};
 
 // Chooses between: cooperative with resident weights, cooperative with streamed weights, a launch a step.
 template <class Tile, class Kernel>
-cudaError_t plan_recurrence(RecurrentPlan* plan, Kernel kernel, LaunchForm form, int64_t units, int64_t batch,
-                            int64_t directions, size_t resident_bytes, size_t streamed_bytes) {
+cudaError_t plan_recurrence(RecurrentPlan* plan, Kernel kernel, const RecurrentLayer& layer, int64_t units,
+                            size_t resident_bytes, size_t streamed_bytes) {
+    const int64_t batch = layer.steps.batch;
     const int64_t unit_blocks = ceil_div(units, Tile::kBlockUnits);
     int64_t row_blocks = ceil_div(batch, Tile::kBlockRows);
     row_blocks = row_blocks < max_row_blocks(batch) ? row_blocks : max_row_blocks(batch);
@@ -281,50 +251,112 @@ cudaError_t plan_recurrence(RecurrentPlan* plan, Kernel kernel, LaunchForm form,
     }
     for (const bool resident : {true, false}) {
         const size_t bytes = resident ? resident_bytes : streamed_bytes;
-        if (form == LaunchForm::per_step || bytes > limit) {
+        if (layer.form == LaunchForm::per_step || bytes > limit) {
             continue;
         }
         int64_t blocks = 0;
         if (cudaError_t error = max_resident_blocks(kernel, kThreads, bytes, &blocks); error != cudaSuccess) {
             return error;
         }
-        const int64_t rows_fit = blocks / (unit_blocks * directions);
+        const int64_t rows_fit = blocks / (unit_blocks * layer.directions);
         if (rows_fit >= 1) {
             const int64_t rows = rows_fit < row_blocks ? rows_fit : row_blocks;
             *plan = {dim3(static_cast<unsigned>(unit_blocks), static_cast<unsigned>(rows),
-                          static_cast<unsigned>(directions)),
+                          static_cast<unsigned>(layer.directions)),
                      bytes, true, resident};
             return cudaSuccess;
         }
     }
-    *plan = {
-        dim3(static_cast<unsigned>(unit_blocks), static_cast<unsigned>(row_blocks), static_cast<unsigned>(directions)),
-        streamed_bytes, false, false};
-    return form == LaunchForm::cooperative ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
+    *plan = {dim3(static_cast<unsigned>(unit_blocks), static_cast<unsigned>(row_blocks),
+                  static_cast<unsigned>(layer.directions)),
+             streamed_bytes, false, false};
+    return layer.form == LaunchForm::cooperative ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
 }
 
-// Launches phases 0 .. phases-1 of kernel(args, plan, counters, first phase, end phase), one launch or one each.
-template <class Args>
-cudaError_t launch_recurrence(void (*kernel)(Args, RecurrentPlan, unsigned long long*, int64_t, int64_t),
-                              const RecurrentPlan& plan, const Args& args, unsigned long long* counters, int64_t phases,
-                              cudaStream_t stream) {
+// Elements of shared memory for the weights of product P: all of a block's, or one tile of them.
+template <class Tile, class T, class P, class R>
+int64_t weight_elements(const R& recurrence, bool resident) {
+    const int64_t inner = resident ? P::template weights<T>(recurrence, 0).inner : int64_t{Tile::kTileK};
+    return weight_slice_elements<Tile, P::kCols>(inner);
+}
+
+// Plans and launches all phases: one launch, or one each.
+template <class Tile, class T, class R>
+cudaError_t launch_recurrence(const R& recurrence, unsigned long long* counters, cudaStream_t stream) {
+    using First = typename R::First;
+    using Second = typename R::Second;
+    const RecurrentLayer& layer = recurrence.layer();
+    int64_t units = First::template weights<T>(recurrence, 0).units;
+    int64_t resident = weight_elements<Tile, T, First>(recurrence, true);
+    int64_t streamed = weight_elements<Tile, T, First>(recurrence, false);
+    if constexpr (!std::is_void_v<Second>) {
+        if (recurrence.two_products()) {
+            units = std::max(units, Second::template weights<T>(recurrence, 0).units);
+            resident += weight_elements<Tile, T, Second>(recurrence, true);
+            streamed = std::max(streamed, weight_elements<Tile, T, Second>(recurrence, false));
+        }
+    }
+    const int64_t tile_bytes = int64_t{Tile::kBlockRows} * Tile::kTileK * int64_t{sizeof(Accumulator<T>)};
+    const auto shared_bytes = [&](int64_t elements) {
+        return static_cast<size_t>(tile_bytes + elements * int64_t{sizeof(T)});
+    };
+    const auto kernel = recurrence_kernel<Tile, T, R>;
+    RecurrentPlan plan;
+    if (cudaError_t error =
+            plan_recurrence<Tile>(&plan, kernel, layer, units, shared_bytes(resident), shared_bytes(streamed));
+        error != cudaSuccess) {
+        return error;
+    }
+
+    int64_t steps = layer.steps.count;
+    if constexpr (R::kBackward) {
+        steps += recurrence.gradients().grad_h0 != nullptr ? 1 : 0;
+    }
+    const int64_t phases = steps * (recurrence.two_products() ? 2 : 1);
     const dim3 block(kThreads);
     if (plan.cooperative) {
         const size_t bytes = plan.grid.y * plan.grid.z * kCounterStride * sizeof(unsigned long long);
         if (cudaError_t error = cudaMemsetAsync(counters, 0, bytes, stream); error != cudaSuccess) {
             return error;
         }
-        return launch_cooperative(kernel, plan.grid, block, plan.shared_bytes, stream, args, plan, counters, int64_t{0},
-                                  phases);
+        return launch_cooperative(kernel, plan.grid, block, plan.shared_bytes, stream, recurrence, plan, counters,
+                                  int64_t{0}, phases);
     }
     for (int64_t phase = 0; phase < phases; ++phase) {
-        if (cudaError_t error =
-                launch(kernel, plan.grid, block, plan.shared_bytes, stream, args, plan, counters, phase, phase + 1);
+        if (cudaError_t error = launch(kernel, plan.grid, block, plan.shared_bytes, stream, recurrence, plan, counters,
+                                       phase, phase + 1);
             error != cudaSuccess) {
             return error;
         }
     }
     return cudaSuccess;
+}
+
+template <class T, class R>
+cudaError_t launch_recurrence(const R& recurrence, unsigned long long* counters, cudaStream_t stream) {
+    return recurrence.layer().steps.batch <= kNarrowBatch
+               ? launch_recurrence<NarrowTile, T>(recurrence, counters, stream)
+               : launch_recurrence<WideTile, T>(recurrence, counters, stream);
+}
+
+// Runs the recurrence with the workspace that it has laid out.
+template <class R>
+cudaError_t run_recurrence(const R& recurrence, void* workspace, cudaStream_t stream) {
+    auto* counters = static_cast<unsigned long long*>(workspace);
+    if (recurrence.layer().steps.rows == 0) {
+        return cudaSuccess;
+    }
+    switch (recurrence.layer().dtype) {
+        case DType::f32:
+            return launch_recurrence<float>(recurrence, counters, stream);
+        case DType::f64:
+            return launch_recurrence<double>(recurrence, counters, stream);
+        case DType::bf16:
+            return launch_recurrence<bf16>(recurrence, counters, stream);
+        case DType::f16:
+            return launch_recurrence<fp16>(recurrence, counters, stream);
+    }
+    return cudaErrorInvalidValue;
 }
 
 }  // namespace pykernels::cuda

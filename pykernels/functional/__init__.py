@@ -1,5 +1,7 @@
 """The operators as functions. `pykernels.reference` has the same names in plain PyTorch."""
 
+from .gru import gru, gru_cell
 from .lstm import lstm, lstm_cell
+from .rnn import rnn, rnn_cell
 
-__all__ = ["lstm", "lstm_cell"]
+__all__ = ["lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell"]

@@ -37,13 +37,16 @@ def is_eager(*tensors: Tensor) -> bool:
     return _tracing_state() is None
 
 
-def raw_kernels(*tensors: Tensor) -> Any:
+def raw_kernels(input: Tensor, weight: Tensor) -> Any:
     """The compiled module to call for these, or None if the call has to go through the registered operator."""
-    if not is_eager(*tensors):
+    # is_eager(input, weight), written out: a fiftieth of a small call
+    if is_compiling() or _functorch_is_active() or _dispatch_modes() or forward_ad._current_level >= 0:
         return None
-    if tensors[0].is_cpu:
+    if type(input) not in _PLAIN or type(weight) not in _PLAIN or _tracing_state() is not None:
+        return None
+    if input.is_cpu:
         return _native.kernels
-    return _native.cuda_kernels if tensors[0].is_cuda else None
+    return _native.cuda_kernels if input.is_cuda else None
 
 
 def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ class _Node(_SingleLevelFunction):
     """The operator as one node of the graph, which knows no lists of tensors: they are spread and gathered again."""
 
     @staticmethod
-    def forward(ctx: Any, rule: type[Derivative], keyset: Any, forms: list[Form], *flat: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, rule: Derivative, keyset: Any, forms: list[Form], *flat: Any) -> tuple[Tensor, ...]:
         args = _gather(flat, forms[0])
         # a Function's forward turns recording off; an outer transform may want it on
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -52,23 +52,20 @@ class Derivative:
 
     op: Any
 
-    @staticmethod
-    def setup(ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
+    def setup(self, ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
         """Keep what the backward needs."""
         raise NotImplementedError
 
-    @staticmethod
-    def backward(ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
+    def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
         """The gradient of each argument, in the form of the arguments; `needed` has that form too."""
         raise NotImplementedError
 
-    @staticmethod
-    def twin(results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:
+    def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:
         """The operator's results by operators that carry tangents; results() gives those without tangents."""
         raise NotImplementedError
 
 
-def register_derivative(rule: type[Derivative]) -> None:
+def register_derivative(rule: Derivative) -> None:
     """Make the operator differentiable, in reverse and in forward mode."""
 
     def kernel(keyset: Any, *args: Any) -> Any:

@@ -3,146 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference import lstm_layer as twin
-from ..reference.recurrent import run_layers
-from . import _dispatch, _lstm_ops
-from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_grad
+from ..reference import lstm_layer
+from . import _recurrent
+from ._recurrent_ops import Kind
 
 __all__ = ["lstm", "lstm_cell"]
 
 
-class LSTMFunction(torch.autograd.Function):
-    """One layer by the raw kernels. The old style, with `ctx` in forward, is the one that costs least."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernels: Any,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        flags: tuple[bool, bool, bool, bool],
-        *weights: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        output, h_n, c_n, gates, cells = kernels.lstm_forward(input, batch_sizes, h0, c0, weights, *flags, True)
-        ctx.kernels, ctx.flags = kernels, flags
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, batch_sizes, h0, c0, output, gates, cells, *weights)
-        return output, h_n, c_n
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        input, batch_sizes, h0, c0, output, gates, cells, *weights = ctx.saved_tensors
-        _, need_input, _, need_h0, need_c0, _, *need_weights = ctx.needs_input_grad
-        flags = ctx.flags
-
-        if needs_twin(*grads):
-
-            def layer(tensors: list[Any]) -> tuple[Tensor, ...]:
-                x, h, c, *w = tensors
-                return twin(x, batch_sizes, h, c, w, *flags)
-
-            for_input, for_h0, for_c0, *for_weights = _dispatch.twin_vjp(
-                layer, (input, h0, c0, *weights), (need_input, need_h0, need_c0, *need_weights), grads
-            )
-            return None, for_input, None, for_h0, for_c0, None, *for_weights
-
-        call = ctx.kernels.lstm_backward if is_eager(output) else _lstm_ops.backward
-        grad_input, grad_h0, grad_c0, grad_weights = call(
-            *grads, input, batch_sizes, h0, c0, weights, output, gates, cells, *flags,
-            need_input, need_h0 or need_c0, True in need_weights,
-        )  # fmt: skip
-        return (
-            None,
-            grad_input if need_input else None,
-            None,
-            grad_h0 if need_h0 else None,
-            grad_c0 if need_c0 else None,
-            None,
-            *(grad_weights if True in need_weights else [None] * len(weights)),
-        )
+def _widths(weights: Sequence[Tensor], flags: Sequence[bool]) -> tuple[Sequence[int], Sequence[int]]:
+    gates, hidden = weights[0].shape[0], weights[0].shape[0] // 4
+    return (weights[1].shape[1], hidden), (gates, hidden)
 
 
-class LSTMCellFunction(torch.autograd.Function):
-    """One step by the raw kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernels: Any,
-        input: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        bias: bool,
-        peephole: bool,
-        *weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        h, c, gates, cells = kernels.lstm_cell_forward(input, h0, c0, weights, bias, peephole, True)
-        ctx.kernels, ctx.bias, ctx.peephole = kernels, bias, peephole
-        ctx.set_materialize_grads(False)
-        # not the outputs, which may be changed in place (a state that is reset between two steps)
-        ctx.save_for_backward(input, h0, c0, gates, cells, *weights)
-        return h, c
-
-    @staticmethod
-    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
-        input, h0, c0, gates, cells, *weights = ctx.saved_tensors
-        _, need_input, need_h0, need_c0, _, _, *need_weights = ctx.needs_input_grad
-        bias, peephole = ctx.bias, ctx.peephole
-
-        if needs_twin(grad_h, grad_c) or not is_eager(cells):
-
-            def cell(tensors: list[Any]) -> tuple[Tensor, ...]:
-                x, h, c, *w = tensors
-                return _cell_twin(x, h, c, w, bias, peephole)
-
-            for_input, for_h0, for_c0, *for_weights = _dispatch.twin_vjp(
-                cell, (input, h0, c0, *weights), (need_input, need_h0, need_c0, *need_weights), (grad_h, grad_c)
-            )
-            return None, for_input, for_h0, for_c0, None, None, *for_weights
-
-        grad_input, grad_h0, grad_c0, grad_weights = ctx.kernels.lstm_cell_backward(
-            grad_h, grad_c, input, h0, c0, weights, gates, cells, bias, peephole,
-            need_input, need_h0 or need_c0, True in need_weights,
-        )  # fmt: skip
-        return (
-            None,
-            grad_input if need_input else None,
-            grad_h0 if need_h0 else None,
-            grad_c0 if need_c0 else None,
-            None,
-            None,
-            *(grad_weights if True in need_weights else [None] * len(weights)),
-        )
-
-
-_apply_lstm, _apply_cell = _dispatch.direct_apply(LSTMFunction), _dispatch.direct_apply(LSTMCellFunction)
-
-
-def _layer(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    flags: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over all steps; `flags` are bias, projection, peephole, bidirectional."""
-    kernels = raw_kernels(input, weights[0])
-    if kernels is None:
-        _dispatch.check_devices("lstm", input, h0, c0, *weights)
-        save = _dispatch.should_save(input, h0, c0, *weights)
-        return _lstm_ops.forward(input, batch_sizes, h0, c0, list(weights), *flags, save)[:3]
-    if wants_grad(weights[0], input, h0, c0, *weights):
-        return _apply_lstm(kernels, input, batch_sizes, h0, c0, flags, *weights)
-    return kernels.lstm_forward(input, batch_sizes, h0, c0, weights, *flags, False)[:3]
+_LSTM = Kind(
+    "lstm",
+    lstm_layer,
+    states=2,  # h, c
+    kept=2,  # the gates, and c of every step
+    flags=4,  # bias, projection, peephole, bidirectional
+    widths=_widths,
+    layer_flags=lambda bias, peephole: (bias, False, peephole, False),
+)
 
 
 def lstm(
@@ -206,38 +90,11 @@ def lstm(
         >>> output.shape
         torch.Size([5, 3, 20])
     """
-    if any_autocast() and (dtype := _dispatch.autocast_dtype(input)) is not None:
-        input = _dispatch.cast(input, dtype)
-        hx = None if hx is None else (_dispatch.cast(hx[0], dtype), _dispatch.cast(hx[1], dtype))
-        weights = [_dispatch.cast(w, dtype) for w in weights]
-
+    h0, c0 = (None, None) if hx is None else hx
     flags = (bias, projection, peephole, bidirectional)
-    turned = batch_first and batch_sizes is None
-    if turned:
-        input = input.transpose(0, 1)
-    if num_layers == 1:
-        h0, c0 = (None, None) if hx is None else hx
-        output, h_n, c_n = _layer(input, batch_sizes, h0, c0, weights, flags)
-    else:
-
-        def layer(
-            input: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...] | None, weights: Sequence[Tensor]
-        ) -> tuple[Tensor, ...]:
-            h0, c0 = (None, None) if states is None else states
-            return _layer(input, batch_sizes, h0, c0, weights, flags)
-
-        output, h_n, c_n = run_layers(
-            layer, input, batch_sizes, hx, weights, num_layers, bidirectional, dropout, training
-        )
-    return output.transpose(0, 1) if turned else output, h_n, c_n
-
-
-def _cell_twin(
-    input: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], bias: bool, peephole: bool
-) -> tuple[Tensor, Tensor]:
-    hx = None if h0 is None or c0 is None else (h0, c0)
-    bias_ih, bias_hh = weights[2:4] if bias else (None, None)
-    return reference.lstm_cell(input, hx, weights[0], weights[1], bias_ih, bias_hh, weights[-1] if peephole else None)
+    return _recurrent.run_sequence(  # type: ignore[return-value]
+        _LSTM, input, batch_sizes, (h0, c0), weights, flags, num_layers, dropout, training, batch_first
+    )
 
 
 def lstm_cell(
@@ -279,31 +136,9 @@ def lstm_cell(
     weights: tuple[Tensor, ...]
     if bias_ih is not None and bias_hh is not None:
         weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    elif bias_ih is None and bias_hh is None:
-        weights = (weight_ih, weight_hh)
     else:
-        present = bias_hh if bias_ih is None else bias_ih
-        absent = torch.zeros_like(present)  # type: ignore[arg-type]
-        biases = (absent, present) if bias_ih is None else (present, absent)
-        weights = (weight_ih, weight_hh, *biases)
-    bias = len(weights) == 4
-    peephole = weight_peephole is not None
+        weights = _recurrent.step_weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    flags = (len(weights) == 4, weight_peephole is not None)
     if weight_peephole is not None:
         weights = (*weights, weight_peephole)
-
-    if any_autocast() and (dtype := _dispatch.autocast_dtype(input)) is not None:
-        dtype = torch.promote_types(dtype, (input if c0 is None else c0).dtype)
-        input, weights = _dispatch.cast(input, dtype), tuple(_dispatch.cast(w, dtype) for w in weights)
-        if h0 is not None and c0 is not None:
-            h0, c0 = _dispatch.cast(h0, dtype), _dispatch.cast(c0, dtype)
-
-    kernels = raw_kernels(input, weight_ih)
-    if not hasattr(kernels, "lstm_cell_forward"):
-        # traced, or a backend without a cell of its own: a sequence of one step
-        if h0 is not None and c0 is not None:
-            h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
-        _, h, c = _layer(input.unsqueeze(0), None, h0, c0, weights, (bias, False, peephole, False))
-        return h.squeeze(0), c.squeeze(0)
-    if wants_grad(weight_ih, input, h0, c0, *weights):
-        return _apply_cell(kernels, input, h0, c0, bias, peephole, *weights)
-    return kernels.lstm_cell_forward(input, h0, c0, weights, bias, peephole, False)[:2]
+    return _recurrent.run_step(_LSTM, input, (h0, c0), weights, flags)  # type: ignore[return-value]

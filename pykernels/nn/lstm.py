@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import Parameter, init
-from torch.nn.modules import rnn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..functional.lstm import lstm, lstm_cell
-from ._base import RecurrentBase, dtype_name
+from ._base import CellBase, RecurrentBase, check_bool, dtype_name
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -77,9 +77,20 @@ class LSTM(RecurrentBase):
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+
+    A long sequence in pieces: the states that come out go in with the next piece (in one direction, where that gives
+    what the whole would). Detached, they carry their values on but no gradient: truncated backpropagation through
+    time::
+
+        >>> state = None
+        >>> for piece in torch.randn(40, 3, 10).split(8):
+        ...     output, (h, c) = lstm(piece, state)
+        ...     output.square().mean().backward()
+        ...     state = (h.detach(), c.detach())
     """
 
     peephole: bool
+    wrong_rank = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
     def __init__(
         self,
@@ -100,9 +111,7 @@ class LSTM(RecurrentBase):
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
             device=device, dtype=dtype,
         )  # fmt: skip
-        if not isinstance(peephole, bool):
-            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
-        self.peephole = peephole
+        self.peephole = check_bool("peephole", peephole)
         if peephole:
             self.add_weights("weight_peephole", (3, hidden_size), device, dtype)
 
@@ -117,104 +126,59 @@ class LSTM(RecurrentBase):
         layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
         return layers, batch, self.hidden_size
 
-    def check_forward_args(  # type: ignore[override]
-        self, input: Tensor, hidden: tuple[Tensor, Tensor] | None, batch_sizes: Tensor | None
-    ) -> None:
-        self.check_input(input, batch_sizes)
-        if batch_sizes is not None and is_compiling():
-            return  # the batch is a number in batch_sizes, which only the operator reads
-        if hidden is not None:
-            expected = self.get_expected_hidden_size(input, batch_sizes)
-            self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
-            expected = self.get_expected_cell_size(input, batch_sizes)
-            self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
-            if len(hidden) != 2:
-                raise RuntimeError("lstm expects two hidden states")
-
-    def permute_hidden(  # type: ignore[override]
-        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if permutation is None:
-            return hx
-        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
-
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+        return self.run(input, hx)
 
-        dim = input.dim()
-        if dim == 3:
-            if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
-                raise RuntimeError(
-                    "For batched 3-D input, hx and cx should also be 3-D "
-                    f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
-            output, h_n, c_n = self._run(input, hx, None)
-            return output, (h_n, c_n)
+    def map_states(self, function: Callable[[Tensor], Tensor], hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return function(hx[0]), function(hx[1])
 
-        # one sequence without a batch
-        if dim != 2:
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
-        if hx is not None:
-            if hx[0].dim() != 2 or hx[1].dim() != 2:
-                raise RuntimeError(
-                    "For unbatched 2-D input, hx and cx should also be 2-D "
-                    f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
-            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        batch_dim = 0 if self.batch_first else 1
-        output, h_n, c_n = self._run(input.unsqueeze(batch_dim), hx, None)
-        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+    def check_ranks(self, hx: tuple[Tensor, Tensor], rank: int) -> None:
+        if hx[0].dim() != rank or hx[1].dim() != rank:
+            raise RuntimeError(
+                f"For {'batched' if rank == 3 else 'unbatched'} {rank}-D input, hx and cx should also be {rank}-D "
+                f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+
+    def check_states(self, input: Tensor, hx: tuple[Tensor, Tensor], batch_sizes: Tensor | None) -> None:
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = (*expected[:2], self.hidden_size)
+        self.check_hidden_size(hx[1], expected, "Expected hidden[1] size {}, got {}")
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
 
     def _forward_packed(
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
         first: Any = self._flat_weights[0]
-        if data.dtype != first.dtype and not torch._C._is_any_autocast_enabled():
+        if input.data.dtype != first.dtype and not torch._C._is_any_autocast_enabled():
             raise RuntimeError(
                 "mat1 and mat2 must have the same dtype, "
-                f"but got {dtype_name(data.dtype)} and {dtype_name(first.dtype)}"
+                f"but got {dtype_name(input.data.dtype)} and {dtype_name(first.dtype)}"
             )
-        if hx is not None:
-            # the states come in the order of the sequences as they were given, not as they were packed
-            hx = self.permute_hidden(hx, sorted_indices)
-        output, *hidden = self._run(data, hx, batch_sizes)
-        return (
-            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
-            self.permute_hidden((hidden[0], hidden[1]), unsorted_indices),
+        return super()._forward_packed(input, hx)
+
+    def compute(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        output, h_n, c_n = lstm(
+            input,
+            hx,
+            weights,
+            batch_sizes=batch_sizes,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            projection=self.proj_size > 0,
+            peephole=self.peephole,
         )
-
-    def _run(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None, batch_sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = self.weights()
-        self.check_forward_args(input, hx, batch_sizes)
-        compiling = is_compiling()
-        if compiling:
-            self.check_devices(input, hx, weights)
-        try:
-            return lstm(
-                input,
-                hx,
-                weights,
-                batch_sizes=batch_sizes,
-                bias=self.bias,
-                num_layers=self.num_layers,
-                dropout=self.dropout,
-                training=self.training,
-                bidirectional=self.bidirectional,
-                batch_first=self.batch_first,
-                projection=self.proj_size > 0,
-                peephole=self.peephole,
-            )
-        except RuntimeError:
-            # torch's words for it, where it has any
-            self.check_devices(input, hx, weights)
-            raise
+        return output, (h_n, c_n)
 
 
-class LSTMCell(rnn.RNNCellBase):
+class LSTMCell(CellBase):
     r"""One step of long short-term memory, with the arguments, parameters, results and errors of `torch.nn.LSTMCell`.
 
     .. math::
@@ -259,6 +223,8 @@ class LSTMCell(rnn.RNNCellBase):
         >>> h, c = cell(torch.randn(3, 10), (h, c))
         >>> h.shape
         torch.Size([3, 20])
+
+    For truncated backpropagation through time, detach h and c where the gradient is to end.
     """
 
     peephole: bool
@@ -274,9 +240,7 @@ class LSTMCell(rnn.RNNCellBase):
         peephole: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
-        if not isinstance(peephole, bool):
-            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
-        self.peephole = peephole
+        self.peephole = check_bool("peephole", peephole)
         if peephole:
             self.weight_peephole = Parameter(torch.empty((3, hidden_size), device=device, dtype=dtype))
             bound = 1 / hidden_size**0.5 if hidden_size > 0 else 0
@@ -288,32 +252,6 @@ class LSTMCell(rnn.RNNCellBase):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.peephole else "")
-
-    def check_forward_args(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
-        """Raise what torch raises for shapes and dtypes that do not fit together; input and hx are batched."""
-        if input.shape[1] != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.shape[1]} expected {self.weight_ih.shape[1]}"
-            )
-        for index, state in enumerate(hx or ()):
-            if state.shape[0] != input.shape[0]:
-                raise RuntimeError(
-                    f"Input batch size {input.shape[0]} doesn't match hidden{index} batch size {state.shape[0]}"
-                )
-            if state.shape[1] != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden{index} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
-                )
-        if input.device != self.weight_ih.device:
-            raise RuntimeError(
-                f"Tensor on device {self.weight_ih.device} is not on the expected device {input.device}!"
-            )
-        for tensor in (input, *(hx or ())[:1]):
-            if tensor.dtype != self.weight_ih.dtype and not torch._C._is_any_autocast_enabled():
-                raise RuntimeError(
-                    "mat1 and mat2 must have the same dtype, "
-                    f"but got {dtype_name(tensor.dtype)} and {dtype_name(self.weight_ih.dtype)}"
-                )
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         if input.dim() not in (1, 2):
@@ -335,21 +273,12 @@ class LSTMCell(rnn.RNNCellBase):
         return h.squeeze(0), c.squeeze(0)
 
     def _run(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        own: Any = self._parameters
-        peephole = None
-        if is_compiling():
-            self.check_forward_args(input, hx)
-            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        elif "weight_ih" in own and "weight_hh" in own and "bias_ih" in own and "bias_hh" in own:
-            # a quarter of the time that four attributes take
-            weights = (own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"])
-        else:
-            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        if self.peephole:
-            peephole = self.weight_peephole
+        compiling = is_compiling()
+        if compiling:
+            self.check_forward_args(input, *(hx or ()))
         try:
-            return lstm_cell(input, hx, *weights, peephole)
+            return lstm_cell(input, hx, *self.weights(compiling), self.weight_peephole if self.peephole else None)
         except (RuntimeError, IndexError):
             # torch's words for it, where it has any
-            self.check_forward_args(input, hx)
+            self.check_forward_args(input, *(hx or ()))
             raise

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .recurrent import run_layers, walk
+from .recurrent import Direction, run_directions, run_layers, unpack
 
 __all__ = ["lstm", "lstm_cell", "lstm_layer"]
 
@@ -73,38 +73,18 @@ def lstm_layer(
     Returns:
         output [T, B, D*Ho] or [N, D*Ho], h_n [D, B, Ho], c_n [D, B, H].
     """
-    # the sizes of the steps, and of the whole batch
-    if batch_sizes is None:
-        steps, batch = [input.shape[1]] * input.shape[0], input.shape[1]
-        rows = input.flatten(0, 1)
-    else:
-        steps = batch_sizes.tolist()
-        batch, rows = steps[0], input
 
-    count = 2 + 2 * bias + projection + peephole
-    outputs, hidden, cells = [], [], []
-    for d in range(2 if bidirectional else 1):
-        optional = list(weights[d * count : (d + 1) * count])
-        weight_ih, weight_hh = optional.pop(0), optional.pop(0)
-        bias_ih, bias_hh = (optional.pop(0), optional.pop(0)) if bias else (None, None)
-        weight_hr = optional.pop(0) if projection else None
-        weight_peephole = optional.pop(0) if peephole else None
-
-        h = input.new_zeros(batch, weight_hh.shape[1]) if h0 is None else h0[d]
-        c = input.new_zeros(batch, weight_hh.shape[0] // 4) if c0 is None else c0[d]
-        parts = F.linear(rows, weight_ih, bias_ih).split(steps)
+    def direction(own: Sequence[Tensor]) -> Direction:
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole = unpack(
+            own, True, True, bias, bias, projection, peephole
+        )
         step = partial(
             _step, weight_hh=weight_hh, bias_hh=bias_hh, weight_hr=weight_hr, weight_peephole=weight_peephole
         )
-        output, h, c = walk(parts, (h, c), step, d == 1, batch_sizes is not None)
-        outputs.append(output)
-        hidden.append(h)
-        cells.append(c)
+        return Direction(weight_ih, bias_ih, step, (weight_hh.shape[1], weight_hh.shape[0] // 4))
 
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    if batch_sizes is None:
-        output = output.unflatten(0, (input.shape[0], batch))
-    return output, torch.stack(hidden), torch.stack(cells)
+    output, h_n, c_n = run_directions(input, batch_sizes, (h0, c0), weights, bidirectional, direction)
+    return output, h_n, c_n
 
 
 def lstm(
@@ -123,18 +103,13 @@ def lstm(
     peephole: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The twin of `pykernels.functional.lstm`: the same arguments and results, from plain PyTorch operators."""
-
-    def layer(
-        input: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...] | None, weights: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        h0, c0 = (None, None) if states is None else states
-        return lstm_layer(input, batch_sizes, h0, c0, weights, bias, projection, peephole, bidirectional)
-
-    turned = batch_first and batch_sizes is None
-    if turned:
-        input = input.transpose(0, 1)
-    output, h_n, c_n = run_layers(layer, input, batch_sizes, hx, weights, num_layers, bidirectional, dropout, training)
-    return output.transpose(0, 1) if turned else output, h_n, c_n
+    h0, c0 = (None, None) if hx is None else hx
+    flags = (bias, projection, peephole, bidirectional)
+    output, h_n, c_n = run_layers(
+        lstm_layer, input, batch_sizes, (h0, c0), weights, flags, num_layers, bidirectional, dropout, training,
+        batch_first,
+    )  # fmt: skip
+    return output, h_n, c_n
 
 
 def lstm_cell(

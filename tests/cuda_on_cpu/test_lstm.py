@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.machinery
-import importlib.util
-import subprocess
-
 import pytest
 import torch
 
 from pykernels.reference.lstm import lstm_layer
 from tests.helpers import FLAG, SEED, Case, assert_same_bits, drawn, split
 
-from .build import ADDRESS_SANITIZER, CHECKS, EXECUTOR, GLUE, HERE, KERNELS, ROOT, Workshop
+from .device import Device, assert_near, plans
 
 RESULTS = ("output", "h_n", "c_n")
-# Largest difference, as a share of the largest entry of the truth plus one.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 FLAGS = {"bias": FLAG, "bidirectional": FLAG, "projection": FLAG, "peephole": FLAG, "packed": FLAG, "states": FLAG}
-WHOLE_SHARED_MEMORY = 227 * 1024
-
-
-class Device:
-    """The `_cuda` module on the processor, and the settings of the executor."""
-
-    def __init__(self, path) -> None:
-        loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-        spec = importlib.util.spec_from_loader("_cuda", loader)
-        assert spec is not None
-        self.kernels = importlib.util.module_from_spec(spec)
-        loader.exec_module(self.kernels)
-        self._library = ctypes.CDLL(str(path))
-        self._library.cuda_on_cpu_launches.restype = ctypes.c_int64
-
-    def configure(self, seed: int, resident_blocks: int = 256, shared_limit: int = WHOLE_SHARED_MEMORY) -> None:
-        self._library.cuda_on_cpu_configure(
-            ctypes.c_uint64(seed), ctypes.c_int64(resident_blocks), ctypes.c_uint64(shared_limit)
-        )
-
-    def cooperative_launches(self) -> int:
-        """Since the last call."""
-        return self._library.cuda_on_cpu_launches(1)
-
-
-@pytest.fixture(scope="module")
-def device(workshop: Workshop) -> Device:
-    return Device(workshop.module("_cuda", [*GLUE, *CHECKS, *KERNELS, *EXECUTOR]))
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """Memory that at::empty returns holds not-a-numbers, so that what nothing writes shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def arguments(case: Case, dtype: torch.dtype) -> tuple[list, list]:
@@ -105,10 +61,7 @@ def check(device: Device, case: Case, dtype: torch.dtype) -> None:
         device.cooperative_launches()
         results = run(device, case, dtype)
         assert device.cooperative_launches() == (2 if resident_blocks else 0)
-        for name, tensor in results.items():
-            assert tensor.dtype == dtype and tensor.shape == expected[name].shape, name
-            error = float((tensor.double() - expected[name]).abs().max() / (expected[name].abs().max() + 1))
-            assert error <= TOLERANCE[dtype], f"{name} is off by {error:.3g}"
+        assert_near(results, expected, dtype)
         first = first or results
         assert_same_bits(results, first)
 
@@ -137,10 +90,8 @@ def test_every_plan_gives_the_same_bits(device, case):
     """Weights in shared memory or streamed, all row blocks at once or in turn, a launch a step."""
     expected = truth(case, torch.float32)
     first = None
-    for seed, (resident_blocks, shared_limit) in enumerate(
-        [(256, WHOLE_SHARED_MEMORY), (256, 34_000), (2 * -(-case.hidden // 8), WHOLE_SHARED_MEMORY), (0, 34_000)]
-    ):
-        device.configure(seed, resident_blocks, shared_limit)
+    for seed, plan in enumerate(plans(case.hidden)):
+        device.configure(seed, *plan)
         results = run(device, case, torch.float32)
         first = first or results
         assert_same_bits(results, first)
@@ -203,46 +154,3 @@ def test_many_steps_of_packed_input(device):
     assert device.cooperative_launches() == 1
     for actual, right in zip(results, expected, strict=True):
         torch.testing.assert_close(actual, right)
-
-
-# -- the kernels alone, without torch ---------------------------------------------------------------------------------
-DRIVER = [HERE / "lstm_driver.cpp", *KERNELS, *EXECUTOR]
-
-
-def hashes(program, seed: int) -> list[str]:
-    done = subprocess.run([program, str(seed)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
-    return done.stdout.split()
-
-
-def test_no_overrun_of_any_buffer(workshop):
-    """Each buffer has the size that the launch contract gives, and AddressSanitizer watches its ends."""
-    program = workshop.program("lstm-asan", DRIVER, *ADDRESS_SANITIZER)
-    assert hashes(program, 1) == hashes(workshop.program("lstm", DRIVER), 2)
-
-
-BARRIERS = {
-    "before_a_tile": ("core/recurrent.cuh", "block_barrier();  // the last tile has been read"),
-    "after_a_tile": ("core/recurrent.cuh", "block_barrier();  // this tile has been written"),
-    "forward_steps": ("kernels/lstm_forward.cu", "rows_barrier(counters);"),
-    "backward_steps": ("kernels/lstm_backward.cu", "rows_barrier(counters);"),
-}
-
-
-@pytest.mark.parametrize("name", list(BARRIERS))
-def test_every_barrier_is_needed(workshop, name):
-    """Without any one of them some result depends on the order of the threads."""
-    file, barrier = BARRIERS[name]
-    right = hashes(workshop.program("lstm", DRIVER), 0)
-    text = (ROOT / "cuda" / file).read_text()
-    assert text.count(barrier) == 1
-    changed = workshop.folder / f"without_{name}" / "cuda" / file
-    changed.parent.mkdir(parents=True, exist_ok=True)
-    changed.write_text(text.replace(barrier, ""))
-
-    affected = "lstm_backward.cu" if "backward" in file else "lstm_forward.cu"
-    objects = [workshop.compile(source) for source in DRIVER if source.name != affected]
-    source = changed if file.endswith(".cu") else ROOT / "cuda" / "kernels" / affected
-    objects.append(workshop.compile(source, f"-I{workshop.folder / f'without_{name}'}"))
-    program = workshop.link(f"lstm_without_{name}", objects)
-    assert any(hashes(program, seed) != right for seed in range(3))

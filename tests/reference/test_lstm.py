@@ -1,4 +1,4 @@
-"""The reference twin itself: against torch.nn.LSTM, and against steps computed by hand with Python's math."""
+"""The LSTM's reference twin against steps computed by hand with Python's math."""
 
 from __future__ import annotations
 
@@ -8,43 +8,6 @@ import pytest
 import torch
 
 from pykernels import reference
-from tests.helpers import FLAG, SEED, Case, assert_equal, call, drawn, run, with_gradients
-
-
-def torch_lstm(case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """torch.nn.LSTM's operator on the operands of a functional LSTM."""
-    weights = [tensors[name] for name in case.weight_shapes()]
-    if case.states:
-        hx = (tensors["h0"], tensors["c0"])
-    else:
-        rows = case.layers * case.directions
-        hx = tuple(tensors["input"].new_zeros(rows, case.batch, width) for width in (case.out, case.hidden))
-    how = (weights, case.bias, case.layers, 0.0, False, case.bidirectional)
-    if case.packed:
-        results = torch._VF.lstm(tensors["input"], case.batch_sizes(), hx, *how)
-    else:
-        results = torch._VF.lstm(tensors["input"], hx, *how, False)
-    return dict(zip(("output", "h_n", "c_n"), results, strict=True))
-
-
-@drawn(
-    40,
-    steps=(1, 5),
-    batch=(1, 4),
-    inputs=(1, 6),
-    hidden=(2, 7),
-    layers=(1, 3),
-    bias=FLAG,
-    bidirectional=FLAG,
-    projection=FLAG,
-    packed=FLAG,
-    states=FLAG,
-    seed=SEED,
-)
-def test_equals_torch(case):
-    tensors = case.tensors()
-    expected = with_gradients(torch_lstm(case, tensors), tensors)
-    assert_equal(run(reference.lstm, case, torch.float64), expected)
 
 
 def logistic(x: float) -> float:
@@ -110,39 +73,3 @@ def test_one_step_as_plain_numbers():
     # o = σ(0.04 + 0.45 c) = 0.5270
     assert c_n.item() == pytest.approx(0.15131149736488832489, rel=1e-14)
     assert h_n.item() == pytest.approx(0.07913755778009435650, rel=1e-14)
-
-
-@drawn(15, steps=(1, 5), batch=(2, 5), bidirectional=FLAG, projection=FLAG, peephole=FLAG, states=FLAG, seed=SEED)
-def test_packed_is_each_sequence_alone(case):
-    """A packed batch gives what each sequence gives alone, at its own length."""
-    packed = Case(**{**vars(case), "packed": True})
-    tensors = packed.tensors(requires_grad=False)
-    together = call(reference.lstm, packed, tensors)
-    sizes = packed.batch_sizes()
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]])
-    for sample, length in enumerate(packed.lengths()):
-        rows = starts[:length] + sample
-        own = dict(tensors, input=tensors["input"][rows].unsqueeze(1))
-        for state in ("h0", "c0") if case.states else ():
-            own[state] = tensors[state][:, sample : sample + 1]
-        alone = call(reference.lstm, Case(**{**vars(case), "batch": 1, "steps": length}), own)
-        torch.testing.assert_close(together["output"][rows], alone["output"].squeeze(1))
-        torch.testing.assert_close(together["h_n"][:, sample], alone["h_n"].squeeze(1))
-        torch.testing.assert_close(together["c_n"][:, sample], alone["c_n"].squeeze(1))
-
-
-def test_no_steps_is_an_error():
-    case = Case(steps=0, batch=2)
-    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
-        call(reference.lstm, case, case.tensors())
-
-
-@drawn(6, steps=(1, 3), batch=(1, 2), inputs=(1, 2), hidden=(2, 3), peephole=FLAG, projection=FLAG, packed=FLAG)
-def test_is_differentiable_twice(case):
-    tensors = case.tensors()
-
-    def outputs(*values):
-        return tuple(call(reference.lstm, case, dict(zip(tensors, values, strict=True))).values())
-
-    assert torch.autograd.gradcheck(outputs, tuple(tensors.values()), fast_mode=True)
-    assert torch.autograd.gradgradcheck(outputs, tuple(tensors.values()), fast_mode=True)

@@ -1,0 +1,8 @@
+#include "core/product.h"
+
+namespace pykernels {
+
+PYKERNELS_PRODUCTS(, float)
+PYKERNELS_PRODUCTS(, double)
+
+}  // namespace pykernels
