@@ -46,15 +46,3 @@ def backward_arguments(case: Case, dtype=torch.float64, device="cpu", need=(True
     made |= {name: found[name] for name in ("output", *case.about.saved)}
     needs = dict(zip(("need_input", "need_states", "need_weights"), need, strict=True))
     return made | _flags(case) | needs
-
-
-def saved_gates(gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four of [D, N, H] that a forward saves in [D, N, 4H].
-
-    On the processor they lie in blocks of 16 units, gate after gate within a block (csrc/kernels/recurrent.h).
-    """
-    if gates.is_cuda:
-        return gates.chunk(4, -1)
-    hidden = gates.shape[-1] // 4
-    blocks = gates.split([4 * min(16, hidden - first) for first in range(0, hidden, 16)], -1)
-    return tuple(torch.cat(parts, -1) for parts in zip(*(block.chunk(4, -1) for block in blocks), strict=True))
