@@ -66,7 +66,7 @@ print((resident() - before) / 1e6)
 
 
 def test_a_block_is_used_again() -> None:
-    """The next call of the same size pages nothing in anew. (A process of its own: other tests fill the workspace too.)"""
+    """The next call of the same size pages nothing in anew. (In a process of its own: other tests fill it too.)"""
     code = """
 import gc, resource, torch, pykernels
 layer, x = pykernels.LSTM(64, 128), torch.randn(100, 16, 64)
