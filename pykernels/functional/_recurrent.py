@@ -142,6 +142,15 @@ def run_sequence(
 ) -> tuple[Tensor, ...]:
     """All layers over all steps, under autocast in its dtype: output and each final state."""
     if any_autocast() and (dtype := _dispatch.autocast_dtype(input)) is not None:
+        if kind.layer_promotes and input.device.type == "cpu":
+            wide = torch.promote_types(dtype, (input if states[-1] is None else states[-1]).dtype)
+            if wide != dtype:
+                with torch.autocast("cpu", enabled=False):
+                    input, weights = input.to(dtype), [w.to(dtype) for w in weights]
+                    states = tuple(None if s is None else s.to(dtype) for s in states)
+                    rest = (num_layers, dropout, training, batch_first)
+                    results = run_sequence(kind, input, batch_sizes, states, weights, flags, *rest)
+                return tuple(result.to(wide) for result in results)
         input, weights = _dispatch.cast(input, dtype), [_dispatch.cast(w, dtype) for w in weights]
         states = tuple(None if s is None else _dispatch.cast(s, dtype) for s in states)
 

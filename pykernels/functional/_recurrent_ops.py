@@ -39,6 +39,7 @@ class Kind:
         cell_keeps: whether the raw forward of one step takes `save` and leaves something; or else its backward takes
             the new state.
         cell_promotes: whether a step under autocast is computed in the wider of the state's dtype and autocast's.
+        layer_promotes: whether, on the CPU, a layer's results under autocast are put out in the wider of them.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Kind:
         layer_flags: Callable[..., tuple[bool, ...]],
         cell_keeps: bool = True,
         cell_promotes: bool = True,
+        layer_promotes: bool = False,
     ) -> None:
         self.name, self.twin, self.widths, self.layer_flags = name, twin, widths, layer_flags
         self.states, self.kept, self.flags, self.results = states, kept, flags, 1 + states
-        self.cell_keeps, self.cell_promotes = cell_keeps, cell_promotes
+        self.cell_keeps, self.cell_promotes, self.layer_promotes = cell_keeps, cell_promotes, layer_promotes
         self.forward_name, self.backward_name = f"{name}_forward", f"{name}_backward"
         self.cell_forward_name, self.cell_backward_name = f"{name}_cell_forward", f"{name}_cell_backward"
         self.forward = getattr(torch.ops.pykernels, self.forward_name).default

@@ -25,6 +25,7 @@ _GRU = Kind(
     kept=1,  # the gates, and the hidden part of the candidate
     flags=3,  # bias, reset_after, bidirectional
     widths=_widths,
+    layer_promotes=True,
     layer_flags=lambda bias, reset_after: (bias, reset_after, False),
 )
 
@@ -74,7 +75,8 @@ def gru(
 
     Returns:
         output [T, B, D*H], [B, T, D*H] or [N, D*H] as the input is, and h_n [num_layers*D, B, H].
-        Under autocast both have the dtype of autocast.
+        Under autocast they are computed in its dtype and, on the CPU, put out in the wider of that and the dtype of hx
+        (of input, without hx), as with `torch.nn.GRU`.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit together, or there is no kernel for them.

@@ -58,7 +58,7 @@ class GRU(RecurrentBase):
     Raises:
         ValueError, TypeError, RuntimeError: with the messages of `torch.nn.GRU`.
 
-    Under autocast, output and state have the dtype of autocast, on the CPU too, where torch's state keeps its own.
+    Under autocast, steps are computed in its dtype; on the CPU, output and state have the dtypes that torch gives them.
 
     Sources: Cho et al. 2014 (https://arxiv.org/abs/1406.1078), whose z is 1 - z here, as in torch; the reset after the
     product: Appleyard, Kocisky and Blunsom 2016 (https://arxiv.org/abs/1604.01946).
