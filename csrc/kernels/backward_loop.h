@@ -22,12 +22,6 @@ class BackwardLoop {
     static constexpr int width = kWidth<T>;
     using V = Vec<T>;
 
-    // One vector of units of one sequence at one step.
-    struct At {
-        int64_t batch, row, unit;
-        int used;
-    };
-
   public:
     // A row of grad_gates has `stride` elements; the recurrent product reads `depth` of them from `fed` on, which
     // belong to as many rows of the recurrent weights.
@@ -222,7 +216,7 @@ class BackwardLoop {
         for (int m = 0; m < rows; ++m)
             for (int v = 0; v < vectors; ++v, grad += width) {
                 const int64_t unit = column + v * width, row = shape.first(t) + b + m;
-                const At at{b + m, row, unit, static_cast<int>(std::min<int64_t>(width, shape.output() - unit))};
+                const UnitAt at{b + m, row, unit, static_cast<int>(std::min<int64_t>(width, shape.output() - unit))};
                 V dh = V::loadu(grad);
                 if constexpr (Kind::kCarriesState)
                     dh = dh + load_as<T>(state_carry + at.batch * shape.output() + unit, at.used);

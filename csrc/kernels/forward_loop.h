@@ -8,12 +8,6 @@
 
 namespace pykernels {
 
-// One vector of units of one sequence at one step.
-struct UnitAt {
-    int64_t batch, row, unit;
-    int used;  // lanes
-};
-
 // Gates has
 //   kGates, kInput[], kHidden[]  which gates of the weights the input part and the recurrent product have, side by side
 //   kConstant                    the recurrent bias of the last gate stays apart from its input part (GRU)

@@ -10,7 +10,7 @@ class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> 
     using Base = BackwardLoop<GruBackwardLoop<kResetAfter, T>, T>;
     using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::state_carry, Base::last_rows;
     using Base::grad_gates;
-    using typename Base::At, typename Base::V;
+    using typename Base::V;
 
   public:
     static constexpr int kGates = 3;
@@ -26,7 +26,7 @@ class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> 
     const T* second_row(int64_t row) const { return grad_gates(row); }
 
     // With the reset before the product: n and z here, and r when n has come back through it.
-    [[gnu::always_inline]] void first(const At& at, const V& dh) const {
+    [[gnu::always_inline]] void first(const UnitAt& at, const V& dh) const {
         const Saved saved(*this, at);
         T* out = grad_gates(at.row) + at.unit;
         store_as<T>(out, saved.candidate(dh), at.used);
@@ -34,7 +34,7 @@ class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> 
         store_as<T>(carry(at), dh * saved.z, at.used);
     }
 
-    [[gnu::always_inline]] void finish(const At& at, const V& grad) const {
+    [[gnu::always_inline]] void finish(const UnitAt& at, const V& grad) const {
         const V one(T(1));
         const Saved saved(*this, at);
         T* out = grad_gates(at.row) + at.unit;
@@ -82,11 +82,11 @@ class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> 
         return kResetAfter ? typename Base::Second{} : typename Base::Second{call.weights[d].hidden + 2 * H * H, H};
     }
     // The gradient that reaches the state before round the products.
-    T* carry(const At& at) const { return state_carry + at.batch * shape.hidden + at.unit; }
+    T* carry(const UnitAt& at) const { return state_carry + at.batch * shape.hidden + at.unit; }
 
     struct Saved {
         V r, z, n, m, last;
-        [[gnu::always_inline]] Saved(const GruBackwardLoop& loop, const At& at) {
+        [[gnu::always_inline]] Saved(const GruBackwardLoop& loop, const UnitAt& at) {
             const int64_t hidden = loop.shape.hidden;
             const T* row = loop.call.gates + (loop.d * loop.shape.rows + at.row) * kSavedGates * hidden + at.unit;
             r = load_as<T>(row, at.used);

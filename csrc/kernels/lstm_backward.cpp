@@ -10,7 +10,7 @@ class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
     using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::cell_carry, Base::last_cells,
         Base::width;
     using Base::grad_gates;
-    using typename Base::At, typename Base::V;
+    using typename Base::V;
 
   public:
     static constexpr int kGates = 4;
@@ -24,12 +24,12 @@ class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
 
     int64_t input_row(int64_t k) const { return k; }
     const T* second_row(int64_t row) const { return grad_projected + row * shape.projection; }
-    void first(const At& at, const V& grad) const {
+    void first(const UnitAt& at, const V& grad) const {
         store_as<T>(grad_projected + at.row * shape.projection + at.unit, grad, at.used);
     }
 
     // From the gradient of o tanh(c) to those of the gates before their activations, and on to the cell state before.
-    [[gnu::always_inline]] void finish(const At& at, const V& dh) const {
+    [[gnu::always_inline]] void finish(const UnitAt& at, const V& dh) const {
         const V one(T(1));
         const int used = at.used;
         const int64_t unit = at.unit, hidden = shape.hidden, row = d * shape.rows + at.row;

@@ -8,7 +8,6 @@
 
 #include "core/gemm.h"
 #include "core/parallel.h"
-#include "kernels/recurrent.h"
 
 namespace pykernels {
 
@@ -80,6 +79,12 @@ void run_time_loops(const TimeLoopPlan& plan, const std::vector<std::unique_ptr<
     });
 }
 
+// One vector of units of one sequence at one step.
+struct UnitAt {
+    int64_t batch, row, unit;
+    int used;  // lanes
+};
+
 // Elements of Op that hold `count` summed values.
 template <typename Op>
 constexpr int64_t operand_depth(int64_t count) {
@@ -109,7 +114,6 @@ class UnitPanels {
     UnitPanels(int64_t units, int64_t parts)
         : single(Gates == 1 ? Panels<Op>::for_parts(units, 1, parts) : Panels<Op>{units, 1, 1}) {}
 
-    int64_t units() const { return single.columns; }
     int64_t count() const { return single.count(); }
     int64_t unit(int64_t panel) const { return single.column(panel); }
     int unit_vectors(int64_t panel) const { return Gates == 1 ? single.vectors(panel) : 1; }

@@ -9,7 +9,7 @@ class RnnBackwardLoop : public BackwardLoop<RnnBackwardLoop<T>, T> {
     using Base = BackwardLoop<RnnBackwardLoop<T>, T>;
     using Base::call, Base::shape, Base::gradients, Base::d;
     using Base::grad_gates;
-    using typename Base::At, typename Base::V;
+    using typename Base::V;
 
   public:
     static constexpr int kGates = 1;
@@ -25,11 +25,11 @@ class RnnBackwardLoop : public BackwardLoop<RnnBackwardLoop<T>, T> {
 
     int64_t input_row(int64_t k) const { return k; }
     const T* second_row(int64_t row) const { return grad_projected + row * shape.projection; }
-    void first(const At& at, const V& grad) const {
+    void first(const UnitAt& at, const V& grad) const {
         store_as<T>(grad_projected + at.row * shape.projection + at.unit, grad, at.used);
     }
 
-    [[gnu::always_inline]] void finish(const At& at, const V& grad) const {
+    [[gnu::always_inline]] void finish(const UnitAt& at, const V& grad) const {
         const V h = load_as<T>(hidden + at.row * stride + at.unit, at.used);
         // Where a NaN has come out the gradient passes, as torch's does.
         const V before = relu ? V::blendv(grad, V(T(0)), h <= V(T(0))) : grad * at::vec::fnmadd(h, h, V(T(1)));
