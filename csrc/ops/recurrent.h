@@ -30,6 +30,13 @@ struct RecurrentFlags {
 
 RecurrentParameters recurrent_parameters(at::TensorList weights, const RecurrentFlags& flags, int64_t direction);
 
+// What of the sizes the input says, and whether there are as many weights as it takes.
+RecurrentSizes check_sequences(std::string_view op, const Tensor& input, const OptionalTensor& batch_sizes,
+                               at::TensorList weights, size_t per_direction, bool bidirectional);
+// Initial states of these sizes, and everything of the input's dtype on its device.
+void check_states(std::string_view op, const RecurrentSizes& sizes, const Tensor& input, const OptionalTensor& h0,
+                  const OptionalTensor& c0, at::TensorList weights);
+
 // Checks the forward's arguments and returns the sizes. `gates`: blocks of rows in weight_ih. `projection_name`: of the
 // projection's weight in messages.
 RecurrentSizes check_recurrent(std::string_view op, int64_t gates, std::string_view projection_name,

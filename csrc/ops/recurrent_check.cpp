@@ -43,17 +43,16 @@ RecurrentParameters recurrent_parameters(at::TensorList weights, const Recurrent
     return p;
 }
 
-RecurrentSizes check_recurrent(std::string_view op, int64_t gates, std::string_view projection_name,
-                               const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                               const OptionalTensor& c0, at::TensorList weights, const RecurrentFlags& flags) {
+RecurrentSizes check_sequences(std::string_view op, const Tensor& input, const OptionalTensor& batch_sizes,
+                               at::TensorList weights, size_t per_direction, bool bidirectional) {
     RecurrentSizes s{};
     s.packed = batch_sizes.has_value();
-    s.directions = flags.directions();
+    s.directions = bidirectional ? 2 : 1;
     check_floating(op, "input", input);
     const int64_t rank = s.packed ? 2 : 3;
     TORCH_CHECK(input.dim() == rank, "[", op, "] expected a ", rank, "-D ", s.packed ? "packed" : "padded",
                 " input, got ", input.dim(), "-D");
-    const size_t expected = flags.per_direction() * s.directions;
+    const size_t expected = per_direction * s.directions;
     TORCH_CHECK(weights.size() == expected, "[", op, "] expected ", expected, " weights, got ", weights.size());
     s.input = input.size(-1);
     if (s.packed) {
@@ -69,7 +68,20 @@ RecurrentSizes check_recurrent(std::string_view op, int64_t gates, std::string_v
         s.offsets.resize(s.steps + 1);
         for (const auto t : c10::irange(s.steps + 1)) s.offsets[t] = t * s.batch;
     }
+    return s;
+}
 
+void check_states(std::string_view op, const RecurrentSizes& s, const Tensor& input, const OptionalTensor& h0,
+                  const OptionalTensor& c0, at::TensorList weights) {
+    for (const auto& weight : weights) check_like(op, "every weight", weight, input);
+    if (h0) check_given(op, "h0", *h0, {s.directions, s.batch, s.output()}, input);
+    if (c0) check_given(op, "c0", *c0, {s.directions, s.batch, s.hidden}, input);
+}
+
+RecurrentSizes check_recurrent(std::string_view op, int64_t gates, std::string_view projection_name,
+                               const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                               const OptionalTensor& c0, at::TensorList weights, const RecurrentFlags& flags) {
+    auto s = check_sequences(op, input, batch_sizes, weights, flags.per_direction(), flags.bidirectional);
     const auto first = recurrent_parameters(weights, flags, 0);
     TORCH_CHECK(first.input.dim() == 2 && first.input.size(0) % gates == 0 && first.input.size(0) > 0, "[", op,
                 "] expected weight_ih of shape [", gates > 1 ? std::to_string(gates) + " * " : "",
@@ -93,9 +105,7 @@ RecurrentSizes check_recurrent(std::string_view op, int64_t gates, std::string_v
         if (flags.bias_projection) check_shape(op, "bias_ho", p.bias_projection, {s.projection});
         if (flags.peephole) check_shape(op, "weight_peephole", p.peephole, {3, s.hidden});
     }
-    for (const auto& weight : weights) check_like(op, "every weight", weight, input);
-    if (h0) check_given(op, "h0", *h0, {s.directions, s.batch, s.output()}, input);
-    if (c0) check_given(op, "c0", *c0, {s.directions, s.batch, s.hidden}, input);
+    check_states(op, s, input, h0, c0, weights);
     return s;
 }
 

@@ -2,6 +2,7 @@
 
 from .gru import gru, gru_cell
 from .lstm import lstm, lstm_cell
+from .random import random_mask
 from .rnn import rnn, rnn_cell
 
-__all__ = ["lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell"]
+__all__ = ["lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell", "random_mask"]

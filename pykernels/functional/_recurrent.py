@@ -3,7 +3,8 @@ operator, their gradients, and stacks of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from ._recurrent_ops import Kind
 Flags = tuple[bool, ...]
 States = tuple["Tensor | None", ...]
 
-
+RunLayer = Callable[[Kind, Tensor, "Tensor | None", States, Sequence[Tensor], Flags], "tuple[Tensor, ...]"]
+"""`run_layer`, or what does more than it."""
 Call = tuple[Kind, Any, Flags, "Tensor | None"]
 """What runs: kind, compiled module, flags and batch_sizes. (One argument of a Function costs less than four.)"""
 
@@ -139,8 +141,9 @@ def run_sequence(
     dropout: float,
     training: bool,
     batch_first: bool,
+    run: RunLayer = run_layer,
 ) -> tuple[Tensor, ...]:
-    """All layers over all steps, under autocast in its dtype: output and each final state."""
+    """All layers, each by `run`, over all steps, under autocast in its dtype: output and each final state."""
     if any_autocast() and (dtype := _dispatch.autocast_dtype(input)) is not None:
         if kind.layer_promotes and input.device.type == "cpu":
             wide = torch.promote_types(dtype, (input if states[-1] is None else states[-1]).dtype)
@@ -148,7 +151,7 @@ def run_sequence(
                 with torch.autocast("cpu", enabled=False):
                     input, weights = input.to(dtype), [w.to(dtype) for w in weights]
                     states = tuple(None if s is None else s.to(dtype) for s in states)
-                    rest = (num_layers, dropout, training, batch_first)
+                    rest = (num_layers, dropout, training, batch_first, run)
                     results = run_sequence(kind, input, batch_sizes, states, weights, flags, *rest)
                 return tuple(result.to(wide) for result in results)
         input, weights = _dispatch.cast(input, dtype), [_dispatch.cast(w, dtype) for w in weights]
@@ -158,14 +161,14 @@ def run_sequence(
 
         def layer(input: Tensor, batch_sizes: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
             states, weights = rest[: kind.states], rest[kind.states]
-            return run_layer(kind, input, batch_sizes, states, weights, flags)
+            return run(kind, input, batch_sizes, states, weights, flags)
 
         return run_layers(
             layer, input, batch_sizes, states, weights, flags, num_layers, flags[-1], dropout, training, batch_first
         )
     if batch_sizes is not None or not batch_first:
-        return run_layer(kind, input, batch_sizes, states, weights, flags)
-    output, *finals = run_layer(kind, input.transpose(0, 1), None, states, weights, flags)
+        return run(kind, input, batch_sizes, states, weights, flags)
+    output, *finals = run(kind, input.transpose(0, 1), None, states, weights, flags)
     return output.transpose(0, 1), *finals
 
 
@@ -192,6 +195,13 @@ def run_step(
     if not kind.cell_keeps:
         return (call(input, *states, weights, *flags),)
     return call(input, *states, weights, *flags, False)[: kind.states]
+
+
+def without_autocast(input: Tensor) -> Any:
+    """The context in which what is given is computed in the dtype that it has."""
+    if any_autocast():
+        return torch.autocast(input.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def step_weights(

@@ -33,7 +33,8 @@ class Kind:
         name: the operators are `{name}_forward` and `{name}_backward`, the raw kernels of one step
             `{name}_cell_forward` and `{name}_cell_backward`.
         twin: of one layer, in plain PyTorch: (input, batch_sizes, *states, weights, *flags) -> output, *final states.
-        states, kept, flags: how many there are of each; the last flag is `bidirectional`.
+        states, kept, flags: how many there are of each; the last flag is `bidirectional`. A flag may also be a number,
+            or a tensor without a gradient that belongs to this call alone (a mask).
         widths: (weights, flags) -> the width of each state, and of the rows of everything kept, 0 for [0].
         layer_flags: the flags of which the raw kernels of one step have a choice -> all flags.
         cell_keeps: whether the raw forward of one step takes `save` and leaves something; or else its backward takes
@@ -133,7 +134,7 @@ class Kind:
     def _forward_vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         input, batch_sizes, states, weights, flags = self.split(args)
         dims = self.split(in_dims)
-        if batch_sizes is not None or any(d is not None for d in dims.weights):
+        if batch_sizes is not None or any(d is not None for d in dims.weights) or _has_mask(flags):
             return loop_over(self.forward, info, in_dims, args)
 
         # only the data is batched: one call over a larger batch
@@ -156,7 +157,8 @@ class Kind:
         whole = output_dim is not None and all(
             d is not None or t.dim() == 1 for t, d in zip(kept, kept_dims, strict=True)
         )
-        if batch_sizes is not None or any(d is not None for d in dims.weights) or not whole or need_weights:
+        looped = batch_sizes is not None or any(d is not None for d in dims.weights) or _has_mask(flags)
+        if looped or not whole or need_weights:
             return loop_over(self.backward, info, in_dims, args)
 
         # gradients of the data only: again one call over a larger batch
@@ -188,6 +190,10 @@ class Arguments(NamedTuple):
     states: tuple[Any, ...]
     weights: Any
     flags: tuple[Any, ...]
+
+
+def _has_mask(flags: Sequence[Any]) -> bool:
+    return any(isinstance(flag, Tensor) for flag in flags)
 
 
 def _batch(input: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor | None]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..reference import gru_layer
-from . import _recurrent
+from . import _recurrent, _variants
 from ._recurrent_ops import Kind
 
 __all__ = ["gru", "gru_cell"]
@@ -43,6 +43,10 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_after: bool = True,
+    layer_norm: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     r"""Gated recurrent units over whole sequences, `num_layers` deep, in one or both directions.
 
@@ -62,6 +66,21 @@ def gru(
     In the shapes below T is the number of steps, B the batch, I the inputs, H the hidden units and D the number of
     directions.
 
+    Variants, which compose with each other and with everything else (but `layer_norm` needs `reset_after`):
+
+    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they are
+      added: :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. Each
+      direction's weights then end with :math:`\gamma_i` and :math:`\gamma_h` [3H].
+    - `zoneout`: in training each unit keeps its last state with this probability, at each step anew:
+      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`; otherwise z is the probability itself.
+    - `recurrent_dropout`, in training: :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m of 0
+      and 1 / (1 - p) for all steps of a sequence (the term :math:`z_t * h_{t-1}` has no mask).
+    - `weight_dropout`, in training (DropConnect): :math:`W_h` with elements zeroed with this probability and the others
+      divided by 1 - p, for all steps and sequences of the call.
+
+    The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
+    `torch.manual_seed` gives the same ones on every device.
+
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
             bfloat16 or float16, as all the other tensors; T is at least 1.
@@ -72,6 +91,7 @@ def gru(
         dropout: the probability with which an element between two layers is zeroed, if `training`.
         reset_after: whether the reset gate works on the hidden part of the candidate (as in `torch.nn.GRU` and cuDNN)
             or on the state before it.
+        layer_norm, zoneout, recurrent_dropout, weight_dropout: as above.
 
     Returns:
         output [T, B, D*H], [B, T, D*H] or [N, D*H] as the input is, and h_n [num_layers*D, B, H].
@@ -79,6 +99,7 @@ def gru(
         (of input, without hx), as with `torch.nn.GRU`.
 
     Raises:
+        ValueError: a probability is not in [0, 1], or variants do not go together.
         RuntimeError: shapes, dtypes or devices do not fit together, or there is no kernel for them.
 
     Sources: Cho et al. 2014 (https://arxiv.org/abs/1406.1078), whose z is 1 - z here, as in torch; the reset after the
@@ -92,8 +113,9 @@ def gru(
         torch.Size([5, 3, 20])
     """
     flags = (bias, reset_after, bidirectional)
+    run = _variants.runner(_GRU, training, layer_norm, zoneout, recurrent_dropout, weight_dropout)
     return _recurrent.run_sequence(  # type: ignore[return-value]
-        _GRU, input, batch_sizes, (hx,), weights, flags, num_layers, dropout, training, batch_first
+        _GRU, input, batch_sizes, (hx,), weights, flags, num_layers, dropout, training, batch_first, run
     )
 
 

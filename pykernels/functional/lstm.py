@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..reference import lstm_layer
-from . import _recurrent
+from . import _recurrent, _variants
 from ._recurrent_ops import Kind
 
 __all__ = ["lstm", "lstm_cell"]
@@ -43,6 +43,10 @@ def lstm(
     batch_first: bool = False,
     projection: bool = False,
     peephole: bool = False,
+    layer_norm: bool = False,
+    zoneout: float | Sequence[float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Long short-term memory over whole sequences, `num_layers` deep, in one or both directions.
 
@@ -60,6 +64,23 @@ def lstm(
     steps, B the batch, I the inputs, H the hidden units, D the number of directions, P the width of the projection, and
     Ho is P with a projection and H without.
 
+    Variants, which compose with each other and with everything else:
+
+    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they are
+      added: :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`, and of the cell where it goes out,
+      :math:`h_t = o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. Each
+      direction's weights then end with :math:`\gamma_i` and :math:`\gamma_h` [4H], :math:`\gamma_c` and :math:`\beta_c` [H].
+    - `zoneout`: in training each unit keeps its last h (and its last c, by another draw) with this probability, at each step anew:
+      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`; otherwise z is the probability itself. A pair gives h and c probabilities of their own;
+      h is computed from the new c, whether that stays or not.
+    - `recurrent_dropout`, in training: :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m of 0
+      and 1 / (1 - p) for all steps of a sequence.
+    - `weight_dropout`, in training (DropConnect): :math:`W_h` with elements zeroed with this probability and the others
+      divided by 1 - p, for all steps and sequences of the call.
+
+    The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
+    `torch.manual_seed` gives the same ones on every device.
+
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
             bfloat16 or float16, as all the other tensors; T is at least 1.
@@ -69,6 +90,7 @@ def lstm(
             (rows i, f, o) if `peephole`. The gates lie in the order i, f, g, o.
         batch_sizes: of the `PackedSequence`, int64 on the CPU: how many sequences still run at each step.
         dropout: the probability with which an element between two layers is zeroed, if `training`.
+        layer_norm, zoneout, recurrent_dropout, weight_dropout: as above.
 
     Returns:
         output [T, B, D*Ho], [B, T, D*Ho] or [N, D*Ho] as the input is, h_n [num_layers*D, B, Ho] and
@@ -76,6 +98,7 @@ def lstm(
         Under autocast all of them have the dtype of autocast.
 
     Raises:
+        ValueError: a probability is not in [0, 1], or variants do not go together.
         RuntimeError: shapes, dtypes or devices do not fit together, or there is no kernel for them.
 
     Sources: Hochreiter and Schmidhuber 1997 (https://doi.org/10.1162/neco.1997.9.8.1735); peepholes: Gers and
@@ -92,8 +115,9 @@ def lstm(
     """
     h0, c0 = (None, None) if hx is None else hx
     flags = (bias, projection, peephole, bidirectional)
+    run = _variants.runner(_LSTM, training, layer_norm, zoneout, recurrent_dropout, weight_dropout)
     return _recurrent.run_sequence(  # type: ignore[return-value]
-        _LSTM, input, batch_sizes, (h0, c0), weights, flags, num_layers, dropout, training, batch_first
+        _LSTM, input, batch_sizes, (h0, c0), weights, flags, num_layers, dropout, training, batch_first, run
     )
 
 

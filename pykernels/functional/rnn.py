@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..reference import rnn_layer
 from ..reference.rnn import is_relu
-from . import _recurrent
+from . import _recurrent, _variants
 from ._recurrent_ops import Kind
 
 __all__ = ["rnn", "rnn_cell"]
@@ -46,6 +46,10 @@ def rnn(
     batch_first: bool = False,
     nonlinearity: str = "tanh",
     projection: bool = False,
+    layer_norm: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     r"""A simple recurrent network over whole sequences, `num_layers` deep, in one or both directions.
 
@@ -64,6 +68,21 @@ def rnn(
     units, D the number of directions, and S the width of the state, which is put out and fed back: h, or o with a
     projection.
 
+    Variants, which compose with each other and with everything else but `projection`:
+
+    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they are
+      added: :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. Each
+      direction's weights then end with :math:`\gamma_i` and :math:`\gamma_h` [H].
+    - `zoneout`: in training each unit keeps its last state with this probability, at each step anew:
+      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`; otherwise z is the probability itself.
+    - `recurrent_dropout`, in training: :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m of 0
+      and 1 / (1 - p) for all steps of a sequence.
+    - `weight_dropout`, in training (DropConnect): :math:`W_h` with elements zeroed with this probability and the others
+      divided by 1 - p, for all steps and sequences of the call.
+
+    The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
+    `torch.manual_seed` gives the same ones on every device.
+
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
             bfloat16 or float16, as all the other tensors; T is at least 1.
@@ -73,6 +92,7 @@ def rnn(
         batch_sizes: of the `PackedSequence`, int64 on the CPU: how many sequences still run at each step.
         dropout: the probability with which an element between two layers is zeroed, if `training`.
         nonlinearity: "tanh", or "relu" for max(0, .).
+        layer_norm, zoneout, recurrent_dropout, weight_dropout: as above.
 
     Returns:
         output [T, B, D*S], [B, T, D*S] or [N, D*S] as the input is, and the final state [num_layers*D, B, S].
@@ -80,7 +100,7 @@ def rnn(
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit together, or there is no kernel for them.
-        ValueError: an unknown nonlinearity.
+        ValueError: an unknown nonlinearity, a probability is not in [0, 1], or variants do not go together.
 
     Sources: Elman 1990 (https://doi.org/10.1207/s15516709cog1402_1); Jordan 1986, Serial order (technical report 8604,
     Institute for Cognitive Science, University of California, San Diego).
@@ -93,8 +113,9 @@ def rnn(
         torch.Size([5, 3, 20])
     """
     flags = (bias, projection, is_relu(nonlinearity), bidirectional)
+    run = _variants.runner(_RNN, training, layer_norm, zoneout, recurrent_dropout, weight_dropout)
     return _recurrent.run_sequence(  # type: ignore[return-value]
-        _RNN, input, batch_sizes, (hx,), weights, flags, num_layers, dropout, training, batch_first
+        _RNN, input, batch_sizes, (hx,), weights, flags, num_layers, dropout, training, batch_first, run
     )
 
 

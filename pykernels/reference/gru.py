@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recurrent import Direction, run_directions, run_layers, unpack
+from .variants import gru_variant_layer, with_variants
 
 __all__ = ["gru", "gru_cell", "gru_layer"]
 
@@ -90,11 +91,19 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_after: bool = True,
+    layer_norm: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The twin of `pykernels.functional.gru`: the same arguments and results, from plain PyTorch operators."""
     flags = (bias, reset_after, bidirectional)
+    layer = with_variants(
+        "gru", gru_layer, gru_variant_layer, 1, training,
+        layer_norm, zoneout, recurrent_dropout, weight_dropout,
+    )  # fmt: skip
     output, h_n = run_layers(
-        gru_layer, input, batch_sizes, (hx,), weights, flags, num_layers, bidirectional, dropout, training, batch_first
+        layer, input, batch_sizes, (hx,), weights, flags, num_layers, bidirectional, dropout, training, batch_first
     )
     return output, h_n
 

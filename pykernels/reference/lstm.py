@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recurrent import Direction, run_directions, run_layers, unpack
+from .variants import lstm_variant_layer, with_variants
 
 __all__ = ["lstm", "lstm_cell", "lstm_layer"]
 
@@ -101,12 +102,20 @@ def lstm(
     batch_first: bool = False,
     projection: bool = False,
     peephole: bool = False,
+    layer_norm: bool = False,
+    zoneout: float | Sequence[float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The twin of `pykernels.functional.lstm`: the same arguments and results, from plain PyTorch operators."""
     h0, c0 = (None, None) if hx is None else hx
     flags = (bias, projection, peephole, bidirectional)
+    layer = with_variants(
+        "lstm", lstm_layer, lstm_variant_layer, 2, training,
+        layer_norm, zoneout, recurrent_dropout, weight_dropout,
+    )  # fmt: skip
     output, h_n, c_n = run_layers(
-        lstm_layer, input, batch_sizes, (h0, c0), weights, flags, num_layers, bidirectional, dropout, training,
+        layer, input, batch_sizes, (h0, c0), weights, flags, num_layers, bidirectional, dropout, training,
         batch_first,
     )  # fmt: skip
     return output, h_n, c_n

@@ -118,10 +118,15 @@ def run_directions(
         parts = F.linear(rows, weight_ih, bias_ih).split(steps)
         found.append(walk(parts, own, step, d == 1, batch_sizes is not None))
 
+    return join_directions(found, input if batch_sizes is None else None)
+
+
+def join_directions(found: Sequence[tuple[Tensor, ...]], padded: Tensor | None) -> tuple[Tensor, ...]:
+    """One layer's results out of what `walk` has found for each direction; `padded` is the input, if it is padded."""
     outputs, *finals = zip(*found, strict=True)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    if batch_sizes is None:
-        output = output.unflatten(0, (input.shape[0], batch))
+    if padded is not None:
+        output = output.unflatten(0, padded.shape[:2])
     return output, *(torch.stack(final) for final in finals)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recurrent import Direction, run_directions, run_layers, unpack
+from .variants import rnn_variant_layer, with_variants
 
 __all__ = ["rnn", "rnn_cell", "rnn_layer"]
 
@@ -94,11 +95,19 @@ def rnn(
     batch_first: bool = False,
     nonlinearity: str = "tanh",
     projection: bool = False,
+    layer_norm: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The twin of `pykernels.functional.rnn`: the same arguments and results, from plain PyTorch operators."""
     flags = (bias, projection, is_relu(nonlinearity), bidirectional)
+    layer = with_variants(
+        "rnn", rnn_layer, rnn_variant_layer, 1, training,
+        layer_norm, zoneout, recurrent_dropout, weight_dropout,
+    )  # fmt: skip
     output, h_n = run_layers(
-        rnn_layer, input, batch_sizes, (hx,), weights, flags, num_layers, bidirectional, dropout, training, batch_first
+        layer, input, batch_sizes, (hx,), weights, flags, num_layers, bidirectional, dropout, training, batch_first
     )
     return output, h_n
 

@@ -1,0 +1,69 @@
+// Layer normalisation of one row, and its derivative. All sums in one order, whatever the number of threads.
+#pragma once
+
+#include <cmath>
+
+#include "core/vec.h"
+
+namespace pykernels {
+
+template <typename T>
+inline T sum_of_lanes(const Vec<T>& value) {
+    alignas(64) T lanes[kWidth<T>];
+    value.store(lanes);
+    for (int half = kWidth<T> / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    return lanes[0];
+}
+
+// Calls visit(i, lanes) for every vector of a row.
+template <typename T, typename Visit>
+[[gnu::always_inline]] inline void each_vector(int64_t count, const Visit& visit) {
+    constexpr int width = kWidth<T>;
+    const int64_t whole = count / width * width;
+    for (int64_t i = 0; i < whole; i += width) visit(i, width);
+    if (whole < count) visit(whole, static_cast<int>(count - whole));
+}
+
+// Lanes at and beyond `used` are zero.
+template <typename T>
+inline Vec<T> first_lanes(const Vec<T>& value, int used) {
+    return used == kWidth<T> ? value : Vec<T>::set(Vec<T>(T(0)), value, used);
+}
+
+template <typename T>
+struct RowStats {
+    T mean, scale;  // 1 / sqrt(variance + epsilon)
+};
+
+template <typename T>
+RowStats<T> row_stats(const T* row, int64_t count, T epsilon) {
+    Vec<T> sum(T(0)), squares(T(0));
+    each_vector<T>(count, [&](int64_t i, int used) { sum = sum + load_as<T>(row + i, used); });
+    const T mean = sum_of_lanes(sum) / static_cast<T>(count);
+    each_vector<T>(count, [&](int64_t i, int used) {
+        const Vec<T> off = first_lanes(load_as<T>(row + i, used) - Vec<T>(mean), used);
+        squares = at::vec::fmadd(off, off, squares);
+    });
+    return {mean, T(1) / std::sqrt(sum_of_lanes(squares) / static_cast<T>(count) + epsilon)};
+}
+
+// From grad(i, lanes) of what came out before gain and shift, normalized(i, lanes) and the scale to what came in:
+// take(i, lanes, gradient).
+template <typename T, typename Grad, typename Normalized, typename Take>
+[[gnu::always_inline]] inline void row_norm_backward(int64_t count, T scale, const Grad& grad,
+                                                     const Normalized& normalized, const Take& take) {
+    Vec<T> sum(T(0)), along(T(0));
+    each_vector<T>(count, [&](int64_t i, int used) {
+        const Vec<T> g = grad(i, used);
+        sum = sum + g;
+        along = at::vec::fmadd(g, normalized(i, used), along);
+    });
+    const Vec<T> mean(sum_of_lanes(sum) / static_cast<T>(count)), slope(sum_of_lanes(along) / static_cast<T>(count));
+    each_vector<T>(count, [&](int64_t i, int used) {
+        const Vec<T> flat = grad(i, used) - mean;
+        take(i, used, Vec<T>(scale) * at::vec::fnmadd(normalized(i, used), slope, flat));
+    });
+}
+
+}  // namespace pykernels

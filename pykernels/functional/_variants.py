@@ -1,0 +1,105 @@
+"""The recurrent layers with layer normalisation, zoneout and dropout of what is fed back: the operators
+`torch.ops.pykernels.{lstm,gru,rnn}_variant_{forward,backward}`, and layers made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..reference import variants as reference
+from . import _recurrent
+from ._recurrent_ops import Kind
+from .random import random_mask
+
+
+def _widths(kind: str) -> Callable[..., tuple[Sequence[int], Sequence[int]]]:
+    """(weights, flags) -> the width of each state, and of the rows of everything kept."""
+    gates, states = reference.GATES[kind], 2 if kind == "lstm" else 1
+
+    def widths(weights: Sequence[Tensor], flags: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
+        rows, width = weights[0].shape
+        hidden, norm = rows // gates, flags[-2]
+        saved = (rows if norm else 0, (3 if states == 2 else 1) if norm else 0)
+        if states == 2:
+            return (width, hidden), (4 * hidden, hidden, *saved)
+        return (width,), (hidden if gates == 1 else 4 * hidden, *saved)
+
+    return widths
+
+
+def _no_cell(*_: bool) -> tuple[bool, ...]:
+    raise RuntimeError("[variants] there is no kernel for one step")
+
+
+_KINDS = {
+    "lstm": Kind(
+        "lstm_variant",
+        reference.lstm_variant_layer,
+        states=2,
+        kept=4,  # gates, cells, normalized, stats
+        flags=10,  # state_scale, stay, stay_cell, zoneout, zoneout_cell, bias, projection, peephole, layer_norm, bidir.
+        widths=_widths("lstm"),
+        layer_flags=_no_cell,
+    ),
+    "gru": Kind(
+        "gru_variant",
+        reference.gru_variant_layer,
+        states=1,
+        kept=3,  # gates, normalized, stats
+        flags=7,  # state_scale, stay, zoneout, bias, reset_after, layer_norm, bidirectional
+        widths=_widths("gru"),
+        layer_flags=_no_cell,
+    ),
+    "rnn": Kind(
+        "rnn_variant",
+        reference.rnn_variant_layer,
+        states=1,
+        kept=3,  # gates, normalized, stats
+        flags=7,  # state_scale, stay, zoneout, bias, relu, layer_norm, bidirectional
+        widths=_widths("rnn"),
+        layer_flags=_no_cell,
+    ),
+}
+
+
+def runner(
+    kind: Kind,
+    training: bool,
+    layer_norm: bool,
+    zoneout: float | Sequence[float],
+    recurrent_dropout: float,
+    weight_dropout: float,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """What runs one layer: `_recurrent.run_layer`, or the same with the variants, where any is active."""
+    if not (layer_norm or zoneout or recurrent_dropout or weight_dropout):
+        return _recurrent.run_layer
+    variants = reference.check_variants(layer_norm, zoneout, recurrent_dropout, weight_dropout, kind.states)
+    if not variants.active(training):
+        return _recurrent.run_layer
+    return partial(_run_layer, variants, training)
+
+
+def _run_layer(
+    variants: reference.Variants,
+    training: bool,
+    kind: Kind,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    flags: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    run = partial(
+        reference.run_variant_layer,
+        partial(_recurrent.run_layer, kind),
+        partial(_recurrent.run_layer, _KINDS[kind.name]),
+        random_mask,
+        kind.name,
+        variants,
+        training,
+    )
+    with _recurrent.without_autocast(input):
+        return run(input, batch_sizes, tuple(states), weights, flags)
