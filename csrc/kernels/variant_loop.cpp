@@ -255,8 +255,9 @@ void VariantBackwardLoop<T>::recurrent_gradients(const T* recurrent, int64_t rec
                                                  int64_t sums_stride, int64_t part, int64_t parts) const {
     std::vector<const T*> fed(shape.rows);
     for (int64_t r = 0; r < shape.rows; ++r) fed[r] = fed_before(r);
-    outer_products_share<T>({rows_at(sums, sums_stride).data(), shape.input}, {fed.data(), shape.output(), gradients.hidden},
-                            {nullptr, 0, nullptr}, shape.rows, weights.gain ? nullptr : gradients.bias, part, parts);
+    outer_products_share<T>({rows_at(sums, sums_stride).data(), shape.input},
+                            {fed.data(), shape.output(), gradients.hidden}, {nullptr, 0, nullptr}, shape.rows,
+                            weights.gain ? nullptr : gradients.bias, part, parts);
     if (!weights.gain) return;
     const auto row = [&](int64_t r) { return recurrent + r * recurrent_stride; };
     if (gradients.bias)

@@ -120,15 +120,16 @@ struct RowsBefore {
     std::vector<const T*> states, cells;  // null: zeros
     std::vector<int64_t> start;           // every sequence's first row
     // cells, c0: of a kind that has them.
-    RowsBefore(const RecurrentShape& shape, int d, const T* y, const T* h0, const T* cells, const T* c0, bool has_cells);
+    RowsBefore(const RecurrentShape& shape, int d, const T* y, const T* h0, const T* cells, const T* c0,
+               bool has_cells);
 };
 
 template <typename T>
 class VariantBackwardLoop {
   public:
     // first: [rows, output] and second: [rows, hidden] as in forward.
-    VariantBackwardLoop(const VariantBackward<T>& call, int d, const TimeLoopPlan& plan,
-                        const VariantProduct<T>& first, const VariantProduct<T>& second, bool has_cells);
+    VariantBackwardLoop(const VariantBackward<T>& call, int d, const TimeLoopPlan& plan, const VariantProduct<T>& first,
+                        const VariantProduct<T>& second, bool has_cells);
     virtual ~VariantBackwardLoop() = default;
     void pack(const TimeLoopPart& part) const;
     void run(const TimeLoopPart& part) const;

@@ -166,9 +166,8 @@ class LstmBackward : public VariantBackwardLoop<T> {
         if (!weights.projection)
             return gates(at, [&](int64_t u, int used) { return Base::new_state_gradient(at, u, used); });
         T* out = grad_projected_ + at.row * shape.projection;
-        each_vector<T>(shape.projection, [&](int64_t u, int used) {
-            store_as<T>(out + u, Base::new_state_gradient(at, u, used), used);
-        });
+        each_vector<T>(shape.projection,
+                       [&](int64_t u, int used) { store_as<T>(out + u, Base::new_state_gradient(at, u, used), used); });
     }
     void second(const VariantRow& at) const override {
         const T* grad = Base::middle(at);
@@ -188,9 +187,9 @@ class LstmBackward : public VariantBackwardLoop<T> {
             const V dh = grad(u, used), o = load_as<T>(gate + 3 * hidden + u, used), c = new_cell(at.row, u, used);
             V seen = c;
             if (weights.gain)
-                seen = at::vec::fmadd((c - V(stats(at.row)[1])) * V(stats(at.row)[2]),
-                                      load_as<T>(weights.cell_gain + u, used),
-                                      load_as<T>(weights.cell_shift + u, used));
+                seen =
+                    at::vec::fmadd((c - V(stats(at.row)[1])) * V(stats(at.row)[2]),
+                                   load_as<T>(weights.cell_gain + u, used), load_as<T>(weights.cell_shift + u, used));
             const V tanh_c = tanh(seen);
             store_as<T>(out + 3 * hidden + u, dh * tanh_c * o * (one - o), used);
             const V d_seen = dh * o * at::vec::fnmadd(tanh_c, tanh_c, one);
@@ -218,8 +217,8 @@ class LstmBackward : public VariantBackwardLoop<T> {
             V d_c = load_as<T>(grad_seen + u, used) + (d_cell - stays);
             const T* diagonal = weights.peephole ? weights.peephole + u : nullptr;
             if (diagonal)
-                d_c = at::vec::fmadd(load_as<T>(out + 3 * hidden + u, used),
-                                     load_as<T>(diagonal + 2 * hidden, used), d_c);
+                d_c = at::vec::fmadd(load_as<T>(out + 3 * hidden + u, used), load_as<T>(diagonal + 2 * hidden, used),
+                                     d_c);
             const V d_i = d_c * g * i * (one - i), d_f = d_c * last * f * (one - f);
             V d_last = at::vec::fmadd(d_c, f, stays);
             if (diagonal) {

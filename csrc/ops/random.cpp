@@ -9,8 +9,8 @@
 namespace pykernels {
 namespace {
 
-Tensor random_mask(const Tensor& like, const Tensor& seed, int64_t stream, at::IntArrayRef size, double p,
-                   double value, bool as_bytes) {
+Tensor random_mask(const Tensor& like, const Tensor& seed, int64_t stream, at::IntArrayRef size, double p, double value,
+                   bool as_bytes) {
     const auto plan = plan_mask(like, seed, stream, size, p, value, as_bytes);
     const auto fill = [&]<typename Element>(Element one) {
         fill_mask(plan.key, plan.stream, plan.threshold, one, plan.mask.numel(), plan.mask.data_ptr<Element>());

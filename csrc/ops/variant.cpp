@@ -12,8 +12,8 @@ void fill_call(VariantCall<T>& call, Held& held, const VariantArguments& args) {
     call.form = args.contract.flags.form;
     for (const auto d : c10::irange(args.sizes.directions)) {
         const auto p = args.contract.parameters(args.weights, d);
-        call.weights[d] = {held.data<T>(p.hidden),   held.data<T>(p.bias), held.data<T>(p.projection),
-                           held.data<T>(p.peephole), held.data<T>(p.gain), held.data<T>(p.cell_gain),
+        call.weights[d] = {held.data<T>(p.hidden),    held.data<T>(p.bias), held.data<T>(p.projection),
+                           held.data<T>(p.peephole),  held.data<T>(p.gain), held.data<T>(p.cell_gain),
                            held.data<T>(p.cell_shift)};
     }
     call.noise = {held.data<T>(args.noise.state_scale), held.data<std::uint8_t>(args.noise.stay),
@@ -100,8 +100,8 @@ VariantGrads backward(const VariantArguments& args, const VariantGiven& given) {
         call.want_weights = given.need_weights;
         for (const auto d : c10::irange(given.need_weights ? s.directions : 0)) {
             const auto p = about.parameters(grads.weights, d);
-            call.gradients[d] = {pointer<T>(p.hidden),   pointer<T>(p.bias), pointer<T>(p.projection),
-                                 pointer<T>(p.peephole), pointer<T>(p.gain), pointer<T>(p.cell_gain),
+            call.gradients[d] = {pointer<T>(p.hidden),    pointer<T>(p.bias), pointer<T>(p.projection),
+                                 pointer<T>(p.peephole),  pointer<T>(p.gain), pointer<T>(p.cell_gain),
                                  pointer<T>(p.cell_shift)};
         }
         if (s.batch == 0) {
@@ -138,15 +138,17 @@ TORCH_LIBRARY_FRAGMENT(pykernels, m) {
     for (const auto& [kind, form] : {std::pair{"gru", "reset_after"}, std::pair{"rnn", "relu"}}) {
         const std::string flags = std::string("Tensor? state_scale, Tensor? stay, float zoneout, bool bias, bool ") +
                                   form + ", bool layer_norm, bool bidirectional";
-        const auto forward = kind + ("_variant_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, "
-                                     "Tensor[] weights, " +
-                                     flags) +
+        const auto forward = kind +
+                             ("_variant_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, "
+                              "Tensor[] weights, " +
+                              flags) +
                              ", bool save) -> (Tensor output, Tensor h_n, Tensor gates, Tensor normalized, "
                              "Tensor stats)";
-        const auto backward = kind + ("_variant_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, "
-                                      "Tensor? batch_sizes, Tensor? h0, Tensor[] weights, Tensor output, "
-                                      "Tensor gates, Tensor normalized, Tensor stats, " +
-                                      flags) +
+        const auto backward = kind +
+                              ("_variant_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, "
+                               "Tensor? batch_sizes, Tensor? h0, Tensor[] weights, Tensor output, "
+                               "Tensor gates, Tensor normalized, Tensor stats, " +
+                               flags) +
                               ", bool need_input, bool need_states, bool need_weights) -> (Tensor grad_input, "
                               "Tensor grad_h0, Tensor[] grad_weights)";
         m.def(forward.c_str(), {at::Tag::pt2_compliant_tag});

@@ -12,7 +12,8 @@
 //             stays; without them `zoneout`, `zoneout_cell` is the share of the state before, everywhere
 //
 // Saved, [0] where there is none:
-//   gates       [D, N, 4 H] activated i, f, g, o; GRU r, z, n, m, where m is W_hn h's part of the candidate (normalised,
+//   gates       [D, N, 4 H] activated i, f, g, o; GRU r, z, n, m, where m is W_hn h's part of the candidate
+//   (normalised,
 //               with its bias) or, with the reset before the product, r * (what is fed back); RNN [D, N, H]: f(...)
 //   cells       [D, N, H] c after zoneout; LSTM
 //   normalized  [D, N, G H] the recurrent sums less their mean, divided by their deviation; layer_norm

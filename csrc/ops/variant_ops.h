@@ -47,8 +47,7 @@ struct LstmVariant {
         const VariantNoiseTensors noise{state_scale, stay, stay_cell, zoneout, zoneout_cell};
         const auto sizes = about.check(input, batch_sizes, h0, c0, weights, noise);
         auto out = Forward({about, sizes, input, h0, c0, weights, noise}, save);
-        return {out.output,      out.h_n,   out.c_n, out.saved.gates, out.saved.cells, out.saved.normalized,
-                out.saved.stats};
+        return {out.output, out.h_n, out.c_n, out.saved.gates, out.saved.cells, out.saved.normalized, out.saved.stats};
     }
     static std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
         const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..reference import variants as reference
+from ..reference import varied
+from ..varied.variants import gru_variant_layer, lstm_variant_layer, rnn_variant_layer
 from . import _recurrent
 from ._recurrent_ops import Kind
 from .random import random_mask
@@ -17,7 +18,7 @@ from .random import random_mask
 
 def _widths(kind: str) -> Callable[..., tuple[Sequence[int], Sequence[int]]]:
     """(weights, flags) -> the width of each state, and of the rows of everything kept."""
-    gates, states = reference.GATES[kind], 2 if kind == "lstm" else 1
+    gates, states = varied.GATES[kind], 2 if kind == "lstm" else 1
 
     def widths(weights: Sequence[Tensor], flags: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
         rows, width = weights[0].shape
@@ -37,7 +38,7 @@ def _no_cell(*_: bool) -> tuple[bool, ...]:
 _KINDS = {
     "lstm": Kind(
         "lstm_variant",
-        reference.lstm_variant_layer,
+        lstm_variant_layer,
         states=2,
         kept=4,  # gates, cells, normalized, stats
         flags=10,  # state_scale, stay, stay_cell, zoneout, zoneout_cell, bias, projection, peephole, layer_norm, bidir.
@@ -46,7 +47,7 @@ _KINDS = {
     ),
     "gru": Kind(
         "gru_variant",
-        reference.gru_variant_layer,
+        gru_variant_layer,
         states=1,
         kept=3,  # gates, normalized, stats
         flags=7,  # state_scale, stay, zoneout, bias, reset_after, layer_norm, bidirectional
@@ -55,7 +56,7 @@ _KINDS = {
     ),
     "rnn": Kind(
         "rnn_variant",
-        reference.rnn_variant_layer,
+        rnn_variant_layer,
         states=1,
         kept=3,  # gates, normalized, stats
         flags=7,  # state_scale, stay, zoneout, bias, relu, layer_norm, bidirectional
@@ -76,14 +77,14 @@ def runner(
     """What runs one layer: `_recurrent.run_layer`, or the same with the variants, where any is active."""
     if not (layer_norm or zoneout or recurrent_dropout or weight_dropout):
         return _recurrent.run_layer
-    variants = reference.check_variants(layer_norm, zoneout, recurrent_dropout, weight_dropout, kind.states)
+    variants = varied.check_variants(layer_norm, zoneout, recurrent_dropout, weight_dropout, kind.states)
     if not variants.active(training):
         return _recurrent.run_layer
     return partial(_run_layer, variants, training)
 
 
 def _run_layer(
-    variants: reference.Variants,
+    variants: varied.Variants,
     training: bool,
     kind: Kind,
     input: Tensor,
@@ -93,7 +94,7 @@ def _run_layer(
     flags: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     run = partial(
-        reference.run_variant_layer,
+        varied.run_variant_layer,
         partial(_recurrent.run_layer, kind),
         partial(_recurrent.run_layer, _KINDS[kind.name]),
         random_mask,

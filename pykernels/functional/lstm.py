@@ -66,16 +66,16 @@ def lstm(
 
     Variants, which compose with each other and with everything else:
 
-    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they are
-      added: :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`, and of the cell where it goes out,
-      :math:`h_t = o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. Each
-      direction's weights then end with :math:`\gamma_i` and :math:`\gamma_h` [4H], :math:`\gamma_c` and :math:`\beta_c` [H].
-    - `zoneout`: in training each unit keeps its last h (and its last c, by another draw) with this probability, at each step anew:
-      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`; otherwise z is the probability itself. A pair gives h and c probabilities of their own;
-      h is computed from the new c, whether that stays or not.
-    - `recurrent_dropout`, in training: :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m of 0
-      and 1 / (1 - p) for all steps of a sequence.
-    - `weight_dropout`, in training (DropConnect): :math:`W_h` with elements zeroed with this probability and the others
+    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they
+      are added, :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`, and of the cell where it goes
+      out, :math:`h_t = o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. The weights of each direction then end with
+      :math:`\gamma_i` and :math:`\gamma_h` [4H], :math:`\gamma_c` and :math:`\beta_c` [H].
+    - `zoneout`: in training each unit keeps its last h with this probability, at each step anew, and its last c by
+      another draw: :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`, where :math:`\tilde{h}_t` comes from the new c,
+      whether that stays or not. Otherwise z is the probability itself. A pair gives h and c one each.
+    - `recurrent_dropout`: in training :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m,
+      of 0 and 1 / (1 - p), for all steps of a sequence.
+    - `weight_dropout` (DropConnect): in training elements of :math:`W_h` are zero with this probability and the others
       divided by 1 - p, for all steps and sequences of the call.
 
     The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that

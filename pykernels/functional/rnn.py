@@ -70,14 +70,14 @@ def rnn(
 
     Variants, which compose with each other and with everything else but `projection`:
 
-    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they are
-      added: :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. Each
-      direction's weights then end with :math:`\gamma_i` and :math:`\gamma_h` [H].
+    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they
+      are added, :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. The weights of each
+      direction then end with :math:`\gamma_i` and :math:`\gamma_h` [H].
     - `zoneout`: in training each unit keeps its last state with this probability, at each step anew:
-      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`; otherwise z is the probability itself.
-    - `recurrent_dropout`, in training: :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m of 0
-      and 1 / (1 - p) for all steps of a sequence.
-    - `weight_dropout`, in training (DropConnect): :math:`W_h` with elements zeroed with this probability and the others
+      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`. Otherwise z is the probability itself.
+    - `recurrent_dropout`: in training :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m,
+      of 0 and 1 / (1 - p), for all steps of a sequence.
+    - `weight_dropout` (DropConnect): in training elements of :math:`W_h` are zero with this probability and the others
       divided by 1 - p, for all steps and sequences of the call.
 
     The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that

@@ -7,12 +7,13 @@ from typing import Any, overload
 from torch import Tensor
 
 from ..functional.gru import gru, gru_cell
-from ._base import OneStateCell, RecurrentBase, check_bool, refuse_projection
+from ._base import OneStateCell, check_bool, refuse_projection
+from ._varied import VariedBase, take_variants
 
 __all__ = ["GRU", "GRUCell"]
 
 
-class GRU(RecurrentBase):
+class GRU(VariedBase):
     r"""Gated recurrent units, with the arguments, parameters, results and errors of `torch.nn.GRU`.
 
     For each layer, with the logistic function :math:`\sigma` and :math:`*` the elementwise product,
@@ -39,6 +40,13 @@ class GRU(RecurrentBase):
         device, dtype: of the parameters.
         reset_after: whether the reset gate works on the hidden part of the candidate (torch, cuDNN) or on the state
             before it (Cho et al.). Weights learned with the one do not serve the other.
+        layer_norm: the sums of the gates are normalised inside the cell; needs `reset_after`.
+        zoneout: the probability with which, in training, a unit keeps its last state. In evaluation the
+            state is what it is on average.
+        recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
+        weight_dropout: the probability with which, in training, a recurrent weight is zeroed.
+
+        The formulas of these four are those of `pykernels.functional.gru`.
 
     Inputs:
         input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for one sequence, or a `PackedSequence`.
@@ -51,8 +59,9 @@ class GRU(RecurrentBase):
         weight_ih_l{k}: [3H, I], and [3H, D*H] from the second layer on; the gates in the order r, z, n.
         weight_hh_l{k}: [3H, H].
         bias_ih_l{k}, bias_hh_l{k}: [3H].
+        weight_ln_ih_l{k}, weight_ln_hh_l{k}: [3H], the gains of `layer_norm`; ones at first.
 
-        The other direction's names end in `_reverse`. All are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:
@@ -97,6 +106,10 @@ class GRU(RecurrentBase):
         dtype: Any = None,
         *,
         reset_after: bool = True,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload
@@ -104,8 +117,12 @@ class GRU(RecurrentBase):
 
     def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
         refuse_projection(args[7:8], kwargs)
+        variants = take_variants(kwargs)
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = check_bool("reset_after", reset_after)
+        if variants.get("layer_norm", False) is True and not reset_after:
+            raise ValueError("layer_norm needs reset_after=True, where all gates are one product")
+        self.vary(**variants)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -132,6 +149,7 @@ class GRU(RecurrentBase):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             reset_after=self.reset_after,
+            **self.varied(),
         )
 
 

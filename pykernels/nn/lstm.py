@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch.nn import Parameter, init
 from torch.nn.utils.rnn import PackedSequence
 
 from ..functional.lstm import lstm, lstm_cell
-from ._base import CellBase, RecurrentBase, check_bool, dtype_name
+from ._base import CellBase, check_bool, dtype_name
+from ._varied import VariedBase
 
 __all__ = ["LSTM", "LSTMCell"]
 
 
-class LSTM(RecurrentBase):
+class LSTM(VariedBase):
     r"""Long short-term memory, with the arguments, parameters, results and errors of `torch.nn.LSTM`.
 
     For each layer, with the logistic function :math:`\sigma` and :math:`*` the elementwise product,
@@ -43,6 +44,13 @@ class LSTM(RecurrentBase):
         proj_size: P; if not zero, the hidden state is projected to this many units.
         device, dtype: of the parameters.
         peephole: the gates also see the cell state, through diagonal weights.
+        layer_norm: the sums of the gates are normalised inside the cell, and c where it goes out.
+        zoneout: the probability with which, in training, a unit keeps its last h, and its last c; a pair gives one for
+            each. In evaluation the state is what it is on average.
+        recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
+        weight_dropout: the probability with which, in training, a recurrent weight is zeroed.
+
+        The formulas of these four are those of `pykernels.functional.lstm`.
 
     Inputs:
         input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for one sequence, or a `PackedSequence`.
@@ -58,8 +66,10 @@ class LSTM(RecurrentBase):
         bias_ih_l{k}, bias_hh_l{k}: [4H].
         weight_hr_l{k}: [P, H].
         weight_peephole_l{k}: [3, H]; rows i, f, o.
+        weight_ln_ih_l{k}, weight_ln_hh_l{k}: [4H], the gains of `layer_norm`; ones at first.
+        weight_ln_c_l{k}, bias_ln_c_l{k}: [H], gain and shift of the cell's; ones and zeros at first.
 
-        The other direction's names end in `_reverse`. All are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:
@@ -106,6 +116,10 @@ class LSTM(RecurrentBase):
         dtype: Any = None,
         *,
         peephole: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
@@ -114,6 +128,7 @@ class LSTM(RecurrentBase):
         self.peephole = check_bool("peephole", peephole)
         if peephole:
             self.add_weights("weight_peephole", (3, hidden_size), device, dtype)
+        self.vary(layer_norm, zoneout, recurrent_dropout, weight_dropout)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -174,6 +189,7 @@ class LSTM(RecurrentBase):
             batch_first=self.batch_first,
             projection=self.proj_size > 0,
             peephole=self.peephole,
+            **self.varied(),
         )
         return output, (h_n, c_n)
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from ..functional.rnn import rnn, rnn_cell
 from ._base import OneStateCell, RecurrentBase, refuse_projection
+from ._varied import VariedBase, take_variants
 
 __all__ = ["RNN", "RNNCell", "JordanRNN"]
 
@@ -19,6 +20,9 @@ class _SimpleRNN(RecurrentBase):
 
     nonlinearity: str
     projection: bool
+
+    def varied(self) -> dict[str, Any]:
+        return {}
 
     def compute(
         self, input: Tensor, hx: Tensor | None, weights: list[Tensor], batch_sizes: Tensor | None
@@ -36,10 +40,11 @@ class _SimpleRNN(RecurrentBase):
             batch_first=self.batch_first,
             nonlinearity=_NONLINEARITIES[self.mode],
             projection=self.projection,
+            **self.varied(),
         )
 
 
-class RNN(_SimpleRNN):
+class RNN(VariedBase, _SimpleRNN):
     r"""Elman's recurrent network, with the arguments, parameters, results and errors of `torch.nn.RNN`.
 
     For each layer, with the nonlinearity f,
@@ -57,6 +62,13 @@ class RNN(_SimpleRNN):
         dropout: the probability with which, in training, an element of what one layer gives the next is zeroed.
         bidirectional: a second set of weights runs over the steps from the last to the first.
         device, dtype: of the parameters.
+        layer_norm: the sums of the gates are normalised inside the cell.
+        zoneout: the probability with which, in training, a unit keeps its last state. In evaluation the
+            state is what it is on average.
+        recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
+        weight_dropout: the probability with which, in training, a recurrent weight is zeroed.
+
+        The formulas of these four are those of `pykernels.functional.rnn`.
 
     Inputs:
         input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for one sequence, or a `PackedSequence`.
@@ -69,8 +81,9 @@ class RNN(_SimpleRNN):
         weight_ih_l{k}: [H, I], and [H, D*H] from the second layer on.
         weight_hh_l{k}: [H, H].
         bias_ih_l{k}, bias_hh_l{k}: [H].
+        weight_ln_ih_l{k}, weight_ln_hh_l{k}: [H], the gains of `layer_norm`; ones at first.
 
-        The other direction's names end in `_reverse`. All are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:
@@ -113,6 +126,11 @@ class RNN(_SimpleRNN):
         bidirectional: bool = False,
         device: Any = None,
         dtype: Any = None,
+        *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload
@@ -125,8 +143,10 @@ class RNN(_SimpleRNN):
         else:
             nonlinearity = kwargs.pop("nonlinearity", "tanh")
         mode = _mode(nonlinearity)
+        variants = take_variants(kwargs)
         super().__init__(mode, *args, **kwargs)
         self.nonlinearity = nonlinearity
+        self.vary(**variants)
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         return self.run(input, hx)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recurrent import Direction, run_directions, run_layers, unpack
-from .variants import gru_variant_layer, with_variants
+from .variants import gru_variant_layer
+from .varied import with_variants
 
 __all__ = ["gru", "gru_cell", "gru_layer"]
 
