@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..reference import varied
-from ..varied.variants import gru_variant_layer, lstm_variant_layer, rnn_variant_layer
+from ..reference.variants import gru_variant_layer, lstm_variant_layer, rnn_variant_layer
 from . import _recurrent
 from ._recurrent_ops import Kind
 from .random import random_mask

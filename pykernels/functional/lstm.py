@@ -71,8 +71,8 @@ def lstm(
       out, :math:`h_t = o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. The weights of each direction then end with
       :math:`\gamma_i` and :math:`\gamma_h` [4H], :math:`\gamma_c` and :math:`\beta_c` [H].
     - `zoneout`: in training each unit keeps its last h with this probability, at each step anew, and its last c by
-      another draw: :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`, where :math:`\tilde{h}_t` comes from the new c,
-      whether that stays or not. Otherwise z is the probability itself. A pair gives h and c one each.
+      another draw: :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`, where :math:`\tilde{h}_t` comes from the new
+      c, whether that stays or not. Otherwise z is the probability itself. A pair gives h and c one each.
     - `recurrent_dropout`: in training :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m,
       of 0 and 1 / (1 - p), for all steps of a sequence.
     - `weight_dropout` (DropConnect): in training elements of :math:`W_h` are zero with this probability and the others
