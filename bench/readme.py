@@ -14,6 +14,7 @@ from bench.rows import RESULTS, SECTIONS, by_section, mean_ratio, read_report, r
 BEGIN, END = "<!-- measured: begin (python -m bench.readme) -->", "<!-- measured: end -->"
 README = Path(__file__).parent.parent / "README.md"
 LAYERS = ("LSTM", "GRU", "RNN")
+OTHERS = ("lstm-layer-norm",)
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 
 
@@ -22,7 +23,7 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"Measured on {hardware_line(report['machine_info'])}.", ""]
     groups = by_section(report_rows(report))
     lines += ["| | against | slowest row | geometric mean | fastest row |", "|---|---|---|---|---|"]
-    for key in (f"{layer.lower()}-{question}" for layer in LAYERS for question in QUESTIONS):
+    for key in (*(f"{layer.lower()}-{question}" for layer in LAYERS for question in QUESTIONS), *OTHERS):
         if key in groups:
             ratios = [row["ratio"] for row in groups[key]]
             figures = [times(min(ratios)), times(mean_ratio(groups[key])), times(max(ratios))]

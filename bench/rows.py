@@ -48,6 +48,7 @@ SECTIONS = {
     for section in (
         Section("core-product", "Matrix product of the core", "the measured FMA peak", judged="peak_share"),
         *(section for name, means in _MEANS.items() for section in _recurrent(name, *means)),
+        Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }
 

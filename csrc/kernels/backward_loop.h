@@ -5,7 +5,7 @@
 
 #include "core/product.h"
 #include "kernels/recurrence.h"
-#include "kernels/recurrent.h"
+#include "kernels/rows.h"
 
 namespace pykernels {
 
@@ -44,21 +44,18 @@ class BackwardLoop {
           layout(layout),
           cell_carry(Kind::kCells ? shape.batch * shape.hidden : 0),
           state_carry(Kind::kCarriesState ? shape.batch * shape.output() : 0),
-          last_rows(shape.rows, nullptr),
-          last_cells(Kind::kCells ? shape.rows : 0, nullptr),
+          before(shape, d, call.y, call.h0, Kind::kCells, call.cells, call.c0),
           second(second),
           outputs(Panels<T>::for_parts(shape.output(), layout.depth, plan.groups)),
           units(Panels<T>::for_parts(second.weight ? shape.hidden : 0, second.depth, plan.groups)),
           state_panels(outputs.size()),
-          second_panels(units.size()),
-          start(shape.batch) {
+          second_panels(units.size()) {
         if (cell_carry) {
             const int64_t count = shape.batch * shape.hidden;
             call.grad_c_n ? std::copy_n(call.grad_c_n + d * count, count, cell_carry.get())
                           : std::fill_n(cell_carry.get(), count, T(0));
         }
         if (state_carry) std::fill_n(state_carry.get(), shape.batch * shape.output(), T(0));
-        find_last_rows();
     }
 
     void pack(const TimeLoopPart& part) {
@@ -122,30 +119,16 @@ class BackwardLoop {
         std::vector<T> zeros;
     };
     Read rows_read() const {
-        Read read{std::vector<const T*>(shape.rows), last_rows, std::vector<T>(shape.output(), T(0))};
+        Read read{std::vector<const T*>(shape.rows), before.states, std::vector<T>(shape.output(), T(0))};
         for (int64_t t = 0; t < shape.steps; ++t)
             for (int64_t b = 0; b < shape.live(t); ++b) read.x[shape.first(t) + b] = call.x.row(t, b);
         for (auto& h : read.h)
             if (!h) h = read.zeros.data();
         return read;
     }
-    // Pointers at element `offset` of every row, `stride` apart.
-    std::vector<const T*> rows_at(const T* data, int64_t stride, int64_t offset = 0) const {
-        std::vector<const T*> rows(shape.rows);
-        for (int64_t r = 0; r < shape.rows; ++r) rows[r] = data + r * stride + offset;
-        return rows;
-    }
-    std::vector<const T*> grad_rows(int64_t offset) const { return rows_at(grad_gates(0), layout.stride, offset); }
-
-    // out[column] = sum over rows of load(row, column, lanes), row after row: long runs of memory, one order.
-    template <typename Load>
-    void sum_columns(const Range& columns, const Load& load, T* out) const {
-        std::fill(out + columns.begin, out + columns.end, T(0));
-        for (int64_t r = 0; r < shape.rows; ++r)
-            for (int64_t c = columns.begin; c < columns.end; c += width) {
-                const int used = static_cast<int>(std::min<int64_t>(width, columns.end - c));
-                store_as<T>(out + c, load_as<T>(out + c, used) + load(r, c, used), used);
-            }
+    // Gradients of the gates from element `offset` on, row after row.
+    std::vector<const T*> grad_rows(int64_t offset) const {
+        return rows_at<T>(grad_gates(0) + offset, shape.rows, layout.stride);
     }
 
     const RecurrentBackward<T>& call;
@@ -156,33 +139,12 @@ class BackwardLoop {
     const Layout layout;
     Buffer<T> cell_carry;   // [batch, hidden]: gradient of the cell state (LSTM)
     Buffer<T> state_carry;  // [batch, output]: the part of the state's that goes round the products (GRU)
-    std::vector<const T*> last_rows, last_cells;  // the states every row started from (null: zeros)
+    const RowsBefore<T> before;
 
   private:
     Kind& kind() { return static_cast<Kind&>(*this); }
     const Kind& kind() const { return static_cast<const Kind&>(*this); }
     const T* fed_back(int64_t row) const { return grad_gates(row) + layout.fed; }
-
-    void find_last_rows() {
-        const int64_t out = shape.output();
-        for (int64_t t = 0; t < shape.steps; ++t) {
-            const int64_t before = d == 0 ? t - 1 : t + 1;
-            const int64_t continued =
-                before < 0 || before >= shape.steps ? 0 : std::min(shape.live(before), shape.live(t));
-            for (int64_t b = 0; b < shape.live(t); ++b) {
-                const int64_t row = shape.first(t) + b;
-                if (b < continued) {
-                    const int64_t from = shape.first(before) + b;
-                    last_rows[row] = call.y + (from * shape.directions + d) * out;
-                    if (Kind::kCells) last_cells[row] = call.cells + (d * shape.rows + from) * shape.hidden;
-                } else {
-                    if (call.h0) last_rows[row] = call.h0 + (d * shape.batch + b) * out;
-                    if (Kind::kCells && call.c0) last_cells[row] = call.c0 + (d * shape.batch + b) * shape.hidden;
-                    start[b] = row;
-                }
-            }
-        }
-    }
 
     // Gradient of h_t for rows of step t, for own columns: through the recurrent weights from the gates that
     // later_gates(b) points at (null: from the final state's gradient), plus the output's own.
@@ -260,7 +222,7 @@ class BackwardLoop {
         for (int g = 0; call.gates && g < kSavedGates; ++g)
             ask(call.gates + (at * kSavedGates + g) * shape.hidden + unit, count);
         if (call.cells) ask(call.cells + at * shape.hidden + unit, count);
-        if (Kind::kCells && last_cells[row]) ask(last_cells[row] + unit, count);
+        if (Kind::kCells && before.cells[row]) ask(before.cells[row] + unit, count);
         if (call.grad_y) ask(call.grad_y + (row * shape.directions + d) * shape.output() + unit, count);
     }
 
@@ -289,7 +251,7 @@ class BackwardLoop {
                     const int64_t count = std::min<int64_t>(Vectors * width, shape.output() - column);
                     alignas(64) T grad[Rows * Vectors * width];
                     back_through_weights<Rows, Vectors>(
-                        p, shape.batch == 1, [&](int m) { return fed_back(start[first + m]); }, grad,
+                        p, shape.batch == 1, [&](int m) { return fed_back(before.start[first + m]); }, grad,
                         [](int64_t, int64_t) {});
                     for (int m = 0; m < Rows; ++m) {
                         const int64_t b = first + m;
@@ -305,7 +267,6 @@ class BackwardLoop {
     const Second second;
     const Panels<T> outputs, units;
     Buffer<T> state_panels, second_panels;
-    std::vector<int64_t> start;  // every sequence's first row
 };
 
 // Runs `Loop` of every direction, then the products over all steps.

@@ -8,7 +8,7 @@ namespace {
 template <bool kResetAfter, typename T>
 class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> {
     using Base = BackwardLoop<GruBackwardLoop<kResetAfter, T>, T>;
-    using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::state_carry, Base::last_rows;
+    using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::state_carry, Base::before;
     using Base::grad_gates;
     using typename Base::V;
 
@@ -93,7 +93,8 @@ class GruBackwardLoop : public BackwardLoop<GruBackwardLoop<kResetAfter, T>, T> 
             z = load_as<T>(row + hidden, at.used);
             n = load_as<T>(row + 2 * hidden, at.used);
             m = load_as<T>(row + 3 * hidden, at.used);
-            last = loop.last_rows[at.row] ? load_as<T>(loop.last_rows[at.row] + at.unit, at.used) : V(T(0));
+            const T* state = loop.before.states[at.row];
+            last = state ? load_as<T>(state + at.unit, at.used) : V(T(0));
         }
         V candidate(const V& dh) const {
             const V one(T(1));

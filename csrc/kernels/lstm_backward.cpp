@@ -1,5 +1,6 @@
 // The LSTM's ending of a backward step, and its parameters' gradients.
 #include "kernels/backward_loop.h"
+#include "kernels/lstm_cell.h"
 
 namespace pykernels {
 namespace {
@@ -7,8 +8,7 @@ namespace {
 template <typename T>
 class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
     using Base = BackwardLoop<LstmBackwardLoop<T>, T>;
-    using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::cell_carry, Base::last_cells,
-        Base::width;
+    using Base::call, Base::shape, Base::weights, Base::gradients, Base::d, Base::cell_carry, Base::before, Base::width;
     using Base::grad_gates;
     using typename Base::V;
 
@@ -30,34 +30,21 @@ class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
 
     // From the gradient of o tanh(c) to those of the gates before their activations, and on to the cell state before.
     [[gnu::always_inline]] void finish(const UnitAt& at, const V& dh) const {
-        const V one(T(1));
         const int used = at.used;
         const int64_t unit = at.unit, hidden = shape.hidden, row = d * shape.rows + at.row;
-        const T* saved = call.gates + row * kSavedGates * hidden + unit;
-        const V i = load_as<T>(saved, used), f = load_as<T>(saved + hidden, used);
-        const V g = load_as<T>(saved + 2 * hidden, used), o = load_as<T>(saved + 3 * hidden, used);
-        const V last = last_cells[at.row] ? load_as<T>(last_cells[at.row] + unit, used) : V(T(0));
+        const auto gates = CellGates<T>::load(call.gates + row * kSavedGates * hidden + unit, hidden, used);
+        const T* cells = before.cells[at.row];
+        const V last = cells ? load_as<T>(cells + unit, used) : V(T(0));
         T* carried = cell_carry + at.batch * hidden + unit;
         const V tanh_c = tanh(load_as<T>(call.cells + row * hidden + unit, used));
 
-        const V d_o = dh * tanh_c * o * (one - o);
+        const V one(T(1)), o = gates.o, d_o = dh * tanh_c * o * (one - o);
         V d_c = at::vec::fmadd(dh * o, at::vec::fnmadd(tanh_c, tanh_c, one), load_as<T>(carried, used));
         const T* peephole = weights.peephole ? weights.peephole + unit : nullptr;
         if (peephole) d_c = at::vec::fmadd(d_o, load_as<T>(peephole + 2 * hidden, used), d_c);
-        const V d_i = d_c * g * i * (one - i);
-        const V d_f = d_c * last * f * (one - f);
-        const V d_g = d_c * i * at::vec::fnmadd(g, g, one);
-        V d_last = d_c * f;
-        if (peephole) {
-            d_last = at::vec::fmadd(d_i, load_as<T>(peephole, used), d_last);
-            d_last = at::vec::fmadd(d_f, load_as<T>(peephole + hidden, used), d_last);
-        }
-        store_as<T>(carried, d_last, used);
-        T* out = grad_gates(at.row) + unit;
-        store_as<T>(out, d_i, used);
-        store_as<T>(out + hidden, d_f, used);
-        store_as<T>(out + 2 * hidden, d_g, used);
-        store_as<T>(out + 3 * hidden, d_o, used);
+        const auto grads = gates.back(d_c, d_o, last);
+        store_as<T>(carried, grads.back_through(peephole, hidden, used, d_c * gates.f), used);
+        grads.store(grad_gates(at.row) + unit, hidden, used);
         if (gradients.projection) store_as<T>(projected + at.row * hidden + unit, o * tanh_c, used);
     }
 
@@ -69,9 +56,10 @@ class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
                 {read.h.data(), shape.output(), gradients.hidden}, shape.rows, gradients.bias, part, parts);
         }
         if (gradients.projection)
-            outer_products_share<T>({Base::rows_at(grad_projected, shape.projection).data(), shape.projection},
-                                    {Base::rows_at(projected, shape.hidden).data(), shape.hidden, gradients.projection},
-                                    {nullptr, 0, nullptr}, shape.rows, nullptr, part, parts);
+            outer_products_share<T>(
+                {rows_at<T>(grad_projected, shape.rows, shape.projection).data(), shape.projection},
+                {rows_at<T>(projected, shape.rows, shape.hidden).data(), shape.hidden, gradients.projection},
+                {nullptr, 0, nullptr}, shape.rows, nullptr, part, parts);
         if (gradients.peephole) peephole_gradient(part, parts);
     }
 
@@ -80,15 +68,15 @@ class LstmBackwardLoop : public BackwardLoop<LstmBackwardLoop<T>, T> {
         const int64_t hidden = shape.hidden;
         const auto own = share(hidden, part, parts, 4 * width);
         for (int g = 0; g < 2; ++g)  // i and f see the last cell state
-            Base::sum_columns(
-                own,
+            sum_columns<T>(
+                shape.rows, own,
                 [&](int64_t r, int64_t u, int count) {
-                    if (!last_cells[r]) return V(T(0));
-                    return load_as<T>(grad_gates(r) + g * hidden + u, count) * load_as<T>(last_cells[r] + u, count);
+                    if (!before.cells[r]) return V(T(0));
+                    return load_as<T>(grad_gates(r) + g * hidden + u, count) * load_as<T>(before.cells[r] + u, count);
                 },
                 gradients.peephole + g * hidden);
-        Base::sum_columns(
-            own,
+        sum_columns<T>(
+            shape.rows, own,
             [&](int64_t r, int64_t u, int count) {
                 const T* cells = call.cells + (d * shape.rows + r) * hidden;
                 return load_as<T>(grad_gates(r) + 3 * hidden + u, count) * load_as<T>(cells + u, count);

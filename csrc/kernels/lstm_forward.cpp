@@ -1,6 +1,7 @@
 // The LSTM's ending of a forward step.
 #include "kernels/forward_loop.h"
 #include "kernels/instances.h"
+#include "kernels/lstm_cell.h"
 
 namespace pykernels {
 namespace {
@@ -29,29 +30,16 @@ class LstmForwardLoop : public ForwardLoop<LstmForwardLoop<Call>, LstmGates, Cal
     [[gnu::always_inline]] V finish(const UnitAt& at, const A* gates, const A*) const {
         A* state = cell + at.batch * units + at.unit;
         const A* diagonal = peephole ? peephole + at.unit : nullptr;
-        V i = V::loadu(gates), f = V::loadu(gates + width), g = V::loadu(gates + 2 * width);
-        V o = V::loadu(gates + 3 * width), c = V::loadu(state);
-        if (diagonal) {
-            i = at::vec::fmadd(V::loadu(diagonal), c, i);
-            f = at::vec::fmadd(V::loadu(diagonal + units), c, f);
-        }
-        i = sigmoid(i);
-        f = sigmoid(f);
-        g = tanh(g);
-        c = at::vec::fmadd(f, c, i * g);
-        if (diagonal) o = at::vec::fmadd(V::loadu(diagonal + 2 * units), c, o);
-        o = sigmoid(o);
+        CellGates<A> gate{V::loadu(gates), V::loadu(gates + width), V::loadu(gates + 2 * width),
+                          V::loadu(gates + 3 * width)};
+        const V c = gate.activate(V::loadu(state), diagonal, units, width);
         c.store(state);
         if (call.gates) {
             const int64_t row = d * shape.rows + at.row;
-            S* to = call.gates + row * kSavedGates * shape.hidden + at.unit;
-            store_as<A>(to, i, at.used);
-            store_as<A>(to + shape.hidden, f, at.used);
-            store_as<A>(to + 2 * shape.hidden, g, at.used);
-            store_as<A>(to + 3 * shape.hidden, o, at.used);
+            gate.store(call.gates + row * kSavedGates * shape.hidden + at.unit, shape.hidden, at.used);
             store_as<A>(call.cells + row * shape.hidden + at.unit, c, at.used);
         }
-        return o * tanh(c);
+        return gate.o * tanh(c);
     }
 
     V finish_second(const UnitAt&, const V& projected) const { return projected; }

@@ -44,8 +44,8 @@ class RnnBackwardLoop : public BackwardLoop<RnnBackwardLoop<T>, T> {
                 {read.h.data(), shape.output(), gradients.hidden}, shape.rows, gradients.bias, part, parts);
         }
         if (gradients.projection)
-            outer_products_share<T>({Base::rows_at(grad_projected, shape.projection).data(), shape.projection},
-                                    {Base::rows_at(hidden, stride).data(), shape.hidden, gradients.projection},
+            outer_products_share<T>({rows_at<T>(grad_projected, shape.rows, shape.projection).data(), shape.projection},
+                                    {rows_at<T>(hidden, shape.rows, stride).data(), shape.hidden, gradients.projection},
                                     {nullptr, 0, nullptr}, shape.rows, gradients.bias_projection, part, parts);
     }
 

@@ -102,10 +102,10 @@ class GruBackward : public VariantBackwardLoop<T> {
             reset[r] = Base::saved_gates({0, r}, kSavedGates) + 3 * hidden;
         }
         const T* grad = Base::grad_part(0);
-        outer_products_share<T>({Base::rows_at(grad, Base::part_stride()).data(), 2 * hidden},
+        outer_products_share<T>({rows_at<T>(grad, shape.rows, Base::part_stride()).data(), 2 * hidden},
                                 {fed.data(), hidden, gradients.hidden}, {nullptr, 0, nullptr}, shape.rows,
                                 gradients.bias, part, parts);
-        outer_products_share<T>({Base::rows_at(grad + 2 * hidden, Base::part_stride()).data(), hidden},
+        outer_products_share<T>({rows_at<T>(grad + 2 * hidden, shape.rows, Base::part_stride()).data(), hidden},
                                 {reset.data(), hidden, gradients.hidden + 2 * hidden * hidden}, {nullptr, 0, nullptr},
                                 shape.rows, gradients.bias ? gradients.bias + 2 * hidden : nullptr, part, parts);
     }

@@ -141,29 +141,6 @@ void VariantForwardLoop<T>::normalize(const VariantRow& at, int64_t stats) const
 // --- backward
 
 template <typename T>
-RowsBefore<T>::RowsBefore(const RecurrentShape& shape, int d, const T* y, const T* h0, const T* cells_after,
-                          const T* c0, bool has_cells)
-    : states(shape.rows, nullptr), cells(has_cells ? shape.rows : 0, nullptr), start(shape.batch) {
-    const int64_t out = shape.output();
-    for (int64_t t = 0; t < shape.steps; ++t) {
-        const int64_t last = d == 0 ? t - 1 : t + 1;
-        const int64_t continued = last < 0 || last >= shape.steps ? 0 : std::min(shape.live(last), shape.live(t));
-        for (int64_t b = 0; b < shape.live(t); ++b) {
-            const int64_t row = shape.first(t) + b;
-            if (b < continued) {
-                const int64_t from = shape.first(last) + b;
-                states[row] = y + (from * shape.directions + d) * out;
-                if (has_cells) cells[row] = cells_after + (d * shape.rows + from) * shape.hidden;
-            } else {
-                if (h0) states[row] = h0 + (d * shape.batch + b) * out;
-                if (has_cells && c0) cells[row] = c0 + (d * shape.batch + b) * shape.hidden;
-                start[b] = row;
-            }
-        }
-    }
-}
-
-template <typename T>
 VariantBackwardLoop<T>::VariantBackwardLoop(const VariantBackward<T>& call, int d, const TimeLoopPlan& plan,
                                             const VariantProduct<T>& first, const VariantProduct<T>& second,
                                             bool has_cells)
@@ -172,7 +149,7 @@ VariantBackwardLoop<T>::VariantBackwardLoop(const VariantBackward<T>& call, int 
       weights(call.weights[d]),
       gradients(call.gradients[d]),
       d(d),
-      before(shape, d, call.y, call.h0, call.cells, call.c0, has_cells),
+      before(shape, d, call.y, call.h0, has_cells, call.cells, call.c0),
       first_(first.weight, first.columns, first.rows, false, plan.groups),
       second_(second.weight, second.columns, second.rows, false, plan.groups),
       back_(shape.batch * first_.stride()),
@@ -255,16 +232,16 @@ void VariantBackwardLoop<T>::recurrent_gradients(const T* recurrent, int64_t rec
                                                  int64_t sums_stride, int64_t part, int64_t parts) const {
     std::vector<const T*> fed(shape.rows);
     for (int64_t r = 0; r < shape.rows; ++r) fed[r] = fed_before(r);
-    outer_products_share<T>({rows_at(sums, sums_stride).data(), shape.input},
+    outer_products_share<T>({rows_at<T>(sums, shape.rows, sums_stride).data(), shape.input},
                             {fed.data(), shape.output(), gradients.hidden}, {nullptr, 0, nullptr}, shape.rows,
                             weights.gain ? nullptr : gradients.bias, part, parts);
     if (!weights.gain) return;
     const auto row = [&](int64_t r) { return recurrent + r * recurrent_stride; };
     if (gradients.bias)
-        sum_columns(
+        sum_rows(
             shape.input, part, parts, [&](int64_t r, int64_t i, int used) { return load_as<T>(row(r) + i, used); },
             gradients.bias);
-    sum_columns(
+    sum_rows(
         shape.input, part, parts,
         [&](int64_t r, int64_t i, int used) {
             return load_as<T>(row(r) + i, used) * load_as<T>(normalized(r) + i, used);
@@ -275,7 +252,6 @@ void VariantBackwardLoop<T>::recurrent_gradients(const T* recurrent, int64_t rec
 #define PYKERNELS_VARIANT_LOOPS(T)        \
     template class StepProduct<T>;        \
     template class VariantForwardLoop<T>; \
-    template struct RowsBefore<T>;        \
     template class VariantBackwardLoop<T>;
 PYKERNELS_VARIANT_LOOPS(float)
 PYKERNELS_VARIANT_LOOPS(double)

@@ -6,6 +6,7 @@
 #include "core/product.h"
 #include "core/row_norm.h"
 #include "kernels/recurrence.h"
+#include "kernels/rows.h"
 #include "kernels/variant.h"
 
 namespace pykernels {
@@ -114,16 +115,6 @@ class VariantForwardLoop {
     const Buffer<T> state_, fed_, cell_, sums_, second_sums_, middle_;
 };
 
-// The rows a step started from, sequence by sequence.
-template <typename T>
-struct RowsBefore {
-    std::vector<const T*> states, cells;  // null: zeros
-    std::vector<int64_t> start;           // every sequence's first row
-    // cells, c0: of a kind that has them.
-    RowsBefore(const RecurrentShape& shape, int d, const T* y, const T* h0, const T* cells, const T* c0,
-               bool has_cells);
-};
-
 template <typename T>
 class VariantBackwardLoop {
   public:
@@ -182,16 +173,10 @@ class VariantBackwardLoop {
     // gradient of the recurrent part -> of the sums it came from, where they were normalised.
     void through_norm(const VariantRow& at, const T* grad, T* out, int64_t stats) const;
 
-    // out[columns] = sum over rows of load(row, column, lanes), a thread's share.
+    // out[columns] = sum over all rows of load(row, column, lanes), a thread's share.
     template <typename Load>
-    void sum_columns(int64_t columns, int64_t part, int64_t parts, const Load& load, T* out) const {
-        const Range own = share(columns, part, parts, 4 * width);
-        std::fill(out + own.begin, out + own.end, T(0));
-        for (int64_t r = 0; r < shape.rows; ++r)
-            for (int64_t c = own.begin; c < own.end; c += width) {
-                const int used = static_cast<int>(std::min<int64_t>(width, own.end - c));
-                store_as<T>(out + c, load_as<T>(out + c, used) + load(r, c, used), used);
-            }
+    void sum_rows(int64_t columns, int64_t part, int64_t parts, const Load& load, T* out) const {
+        sum_columns<T>(shape.rows, share(columns, part, parts, 4 * width), load, out);
     }
     // d weight_hh, bias and gain from rows of the gradients of the recurrent part and of the sums, `stride` apart.
     void recurrent_gradients(const T* recurrent, int64_t recurrent_stride, const T* sums, int64_t sums_stride,
@@ -200,11 +185,6 @@ class VariantBackwardLoop {
     const T* fed_before(int64_t row) const {
         if (scaled_) return scaled_ + row * shape.output();
         return before.states[row] ? before.states[row] : zeros_.data();
-    }
-    std::vector<const T*> rows_at(const T* data, int64_t stride) const {
-        std::vector<const T*> rows(shape.rows);
-        for (int64_t r = 0; r < shape.rows; ++r) rows[r] = data + r * stride;
-        return rows;
     }
 
     const VariantBackward<T>& call;

@@ -1,4 +1,5 @@
 // What the LSTM does with a row of sums, and back.
+#include "kernels/lstm_cell.h"
 #include "kernels/variant_loop.h"
 
 namespace pykernels {
@@ -35,28 +36,13 @@ class LstmForward : public VariantForwardLoop<T> {
             const auto gate = [&](int64_t g) {
                 return load_as<T>(part + g * hidden + u, used) + Base::recurrent(sums, g * hidden + u, used);
             };
-            V i = gate(0), f = gate(1), g = gate(2), o = gate(3);
-            const V last = load_as<T>(Base::cell(at) + u, used);
-            const T* diagonal = weights.peephole ? weights.peephole + u : nullptr;
-            if (diagonal) {
-                i = at::vec::fmadd(load_as<T>(diagonal, used), last, i);
-                f = at::vec::fmadd(load_as<T>(diagonal + hidden, used), last, f);
-            }
-            i = sigmoid(i);
-            f = sigmoid(f);
-            g = tanh(g);
-            const V c = at::vec::fmadd(f, last, i * g);
-            if (diagonal) o = at::vec::fmadd(load_as<T>(diagonal + 2 * hidden, used), c, o);
-            o = sigmoid(o);
-            if (saved) {
-                store_as<T>(saved + u, i, used);
-                store_as<T>(saved + hidden + u, f, used);
-                store_as<T>(saved + 2 * hidden + u, g, used);
-                store_as<T>(saved + 3 * hidden + u, o, used);
-            }
+            CellGates<T> gates{gate(0), gate(1), gate(2), gate(3)};
+            const V c = gates.activate(load_as<T>(Base::cell(at) + u, used),
+                                       weights.peephole ? weights.peephole + u : nullptr, hidden, used);
+            if (saved) gates.store(saved + u, hidden, used);
             // In the sums' place, which is free now: c before it stays or not, and o.
             store_as<T>(sums + u, c, used);
-            store_as<T>(sums + 3 * hidden + u, o, used);
+            store_as<T>(sums + 3 * hidden + u, gates.o, used);
         });
         const int64_t row = d * shape.rows + at.row;
         RowStats<T> cell{};
@@ -116,11 +102,12 @@ class LstmBackward : public VariantBackwardLoop<T> {
         Base::recurrent_gradients(recurrent, stride, grad_sums_ ? grad_sums_ : recurrent,
                                   grad_sums_ ? shape.input : stride, part, parts);
         if (projected_)
-            outer_products_share<T>({Base::rows_at(grad_projected_, shape.projection).data(), shape.projection},
-                                    {Base::rows_at(projected_, hidden).data(), hidden, gradients.projection},
-                                    {nullptr, 0, nullptr}, shape.rows, nullptr, part, parts);
+            outer_products_share<T>(
+                {rows_at<T>(grad_projected_, shape.rows, shape.projection).data(), shape.projection},
+                {rows_at<T>(projected_, shape.rows, hidden).data(), hidden, gradients.projection},
+                {nullptr, 0, nullptr}, shape.rows, nullptr, part, parts);
         for (int g = 0; gradients.peephole && g < 3; ++g)
-            Base::sum_columns(
+            Base::sum_rows(
                 hidden, part, parts,
                 [&](int64_t r, int64_t u, int used) {
                     const T* cells = g == 2 ? cell_seen_ + r * hidden : before.cells[r];  // o sees the new one
@@ -131,8 +118,8 @@ class LstmBackward : public VariantBackwardLoop<T> {
                 gradients.peephole + g * hidden);
         if (!grad_norm_) return;
         const auto grad = [&](int64_t r, int64_t u, int used) { return load_as<T>(grad_norm_ + r * hidden + u, used); };
-        Base::sum_columns(hidden, part, parts, grad, gradients.cell_shift);
-        Base::sum_columns(
+        Base::sum_rows(hidden, part, parts, grad, gradients.cell_shift);
+        Base::sum_rows(
             hidden, part, parts,
             [&](int64_t r, int64_t u, int used) { return grad(r, u, used) * normalized_cell(r, u, used); },
             gradients.cell_gain);
@@ -208,27 +195,18 @@ class LstmBackward : public VariantBackwardLoop<T> {
                 [&](int64_t u, int used, const V& value) { store_as<T>(grad_seen + u, value, used); });
         // On to the other gates and to the cell before.
         each_vector<T>(hidden, [&](int64_t u, int used) {
-            const V i = load_as<T>(gate + u, used), f = load_as<T>(gate + hidden + u, used);
-            const V g = load_as<T>(gate + 2 * hidden + u, used), last = last_cell(at.row, u, used);
+            const auto saved_gates = CellGates<T>::load(gate + u, hidden, used);
             T* carried = Base::cell_carry(at) + u;
-            const V d_cell = load_as<T>(carried, used);
+            const V d_cell = load_as<T>(carried, used), d_o = load_as<T>(out + 3 * hidden + u, used);
             const std::uint8_t* stay = call.noise.stay_cell ? call.noise.stay_cell + row * hidden + u : nullptr;
             const V stays = d_cell * Base::staying(stay, call.noise.zoneout_cell, used);
             V d_c = load_as<T>(grad_seen + u, used) + (d_cell - stays);
             const T* diagonal = weights.peephole ? weights.peephole + u : nullptr;
-            if (diagonal)
-                d_c = at::vec::fmadd(load_as<T>(out + 3 * hidden + u, used), load_as<T>(diagonal + 2 * hidden, used),
-                                     d_c);
-            const V d_i = d_c * g * i * (one - i), d_f = d_c * last * f * (one - f);
-            V d_last = at::vec::fmadd(d_c, f, stays);
-            if (diagonal) {
-                d_last = at::vec::fmadd(d_i, load_as<T>(diagonal, used), d_last);
-                d_last = at::vec::fmadd(d_f, load_as<T>(diagonal + hidden, used), d_last);
-            }
-            store_as<T>(carried, d_last, used);
-            store_as<T>(out + u, d_i, used);
-            store_as<T>(out + hidden + u, d_f, used);
-            store_as<T>(out + 2 * hidden + u, d_c * i * at::vec::fnmadd(g, g, one), used);
+            if (diagonal) d_c = at::vec::fmadd(d_o, load_as<T>(diagonal + 2 * hidden, used), d_c);
+            const auto grads = saved_gates.back(d_c, d_o, last_cell(at.row, u, used));
+            const V d_last = at::vec::fmadd(d_c, saved_gates.f, stays);
+            store_as<T>(carried, grads.back_through(diagonal, hidden, used, d_last), used);
+            grads.store(out + u, hidden, used);
         });
         if (weights.gain) Base::through_norm(at, out, grad_sums_ + at.row * shape.input, kStats);
     }
