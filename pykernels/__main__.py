@@ -56,6 +56,15 @@ def check_rnn(device: str) -> Iterator[Check]:
         yield from check_recurrent(what, device, "rnn", [state], weights, options, scale, bias)
 
 
+def check_variants(device: str) -> Iterator[Check]:
+    """Every kind with all its variants, in training."""
+    variants = {"layer_norm": True, "zoneout": 0.2, "recurrent_dropout": 0.2, "weight_dropout": 0.2, "training": True}
+    for name, gates, states in (("lstm", 4, [HIDDEN, HIDDEN]), ("gru", 3, [HIDDEN]), ("rnn", 1, [HIDDEN])):
+        rows = gates * HIDDEN
+        weights: list[Shape] = [(rows, None), (rows, HIDDEN), *[(rows,)] * 4, *[(HIDDEN,)] * (2 if gates == 4 else 0)]
+        yield from check_recurrent(f"{name}%s, all variants", device, name, states, weights, variants)
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -95,6 +104,7 @@ def check_recurrent(
         def run(op: Callable[..., Any], tensors: list[Tensor], keywords: dict[str, Any] = keywords) -> Any:
             input, *rest = tensors
             hx = tuple(rest[: len(states)]) if len(states) > 1 else rest[0]
+            torch.manual_seed(0)  # of the masks, where there are any
             return op(input, hx, rest[len(states) :], **keywords)
 
         kernel, twin = getattr(functional, name), getattr(reference, name)
@@ -110,6 +120,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "lstm": check_lstm,
     "gru": check_gru,
     "rnn": check_rnn,
+    "variants": check_variants,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

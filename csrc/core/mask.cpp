@@ -9,8 +9,22 @@
 namespace pykernels {
 namespace {
 
-constexpr int64_t kTogether = 64;  // counters whose numbers the compiler computes in vectors
-constexpr int64_t kGrain = 1 << 14;
+constexpr int64_t kTogether = 64;  // counters side by side, whose numbers are computed in vectors
+constexpr int64_t kGrain = 1 << 16;
+
+// The numbers of counters {begin + i, stream}.
+void philox_together(uint64_t key, uint64_t begin, uint32_t stream, uint32_t (&numbers)[4][kTogether]) {
+    for (int64_t i = 0; i < kTogether; ++i) {
+        numbers[0][i] = static_cast<uint32_t>(begin + i);
+        numbers[1][i] = static_cast<uint32_t>((begin + i) >> 32);
+        numbers[2][i] = stream;
+        numbers[3][i] = 0;
+    }
+    philox_rounds(key, [&](uint32_t k0, uint32_t k1) {
+        for (int64_t i = 0; i < kTogether; ++i)
+            philox_round(numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], k0, k1);
+    });
+}
 
 }  // namespace
 
@@ -26,11 +40,7 @@ void fill_mask(uint64_t key, uint32_t stream, uint64_t threshold, Element value,
         const Range own = share(quarter, team.rank, team.size, kTogether);
         alignas(64) uint32_t numbers[4][kTogether];
         for (int64_t begin = own.begin; begin < own.end; begin += kTogether) {
-            for (int64_t i = 0; i < kTogether; ++i) {
-                uint32_t four[4];
-                philox(key, static_cast<uint64_t>(begin + i), stream, four);
-                for (int w = 0; w < 4; ++w) numbers[w][i] = four[w];
-            }
+            philox_together(key, static_cast<uint64_t>(begin), stream, numbers);
             const int64_t used = std::min(kTogether, own.end - begin);
             for (int w = 0; w < 4; ++w) {
                 const int64_t first = w * quarter + begin, here = std::clamp<int64_t>(count - first, 0, used);

@@ -12,23 +12,35 @@
 
 namespace pykernels {
 
-// Four random 32-bit numbers: numbers[w] of counter {index, stream} under the key.
-PYKERNELS_HERE inline void philox(uint64_t key, uint64_t index, uint32_t stream, uint32_t (&numbers)[4]) {
-    uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32), c2 = stream, c3 = 0;
+// One of the ten rounds.
+PYKERNELS_HERE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
+                                        uint32_t k1) {
+    const uint64_t first = uint64_t{0xD2511F53} * c0, second = uint64_t{0xCD9E8D57} * c2;
+    c0 = static_cast<uint32_t>(second >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(second);
+    c2 = static_cast<uint32_t>(first >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(first);
+}
+
+// Calls round(k0, k1) with the key of every round.
+template <typename Round>
+PYKERNELS_HERE inline void philox_rounds(uint64_t key, const Round& round) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t first = uint64_t{0xD2511F53} * c0, second = uint64_t{0xCD9E8D57} * c2;
-        c0 = static_cast<uint32_t>(second >> 32) ^ c1 ^ k0;
-        c1 = static_cast<uint32_t>(second);
-        c2 = static_cast<uint32_t>(first >> 32) ^ c3 ^ k1;
-        c3 = static_cast<uint32_t>(first);
+    for (int i = 0; i < 10; ++i) {
+        round(k0, k1);
         k0 += 0x9E3779B9;
         k1 += 0xBB67AE85;
     }
-    numbers[0] = c0;
-    numbers[1] = c1;
-    numbers[2] = c2;
-    numbers[3] = c3;
+}
+
+// Four random 32-bit numbers: numbers[w] of counter {index, stream} under the key.
+PYKERNELS_HERE inline void philox(uint64_t key, uint64_t index, uint32_t stream, uint32_t (&numbers)[4]) {
+    numbers[0] = static_cast<uint32_t>(index);
+    numbers[1] = static_cast<uint32_t>(index >> 32);
+    numbers[2] = stream;
+    numbers[3] = 0;
+    philox_rounds(
+        key, [&](uint32_t k0, uint32_t k1) { philox_round(numbers[0], numbers[1], numbers[2], numbers[3], k0, k1); });
 }
 
 }  // namespace pykernels
