@@ -56,6 +56,8 @@ __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }
 __device__ inline float hyperbolic_tangent(float value) { return tanhf(value); }
 __device__ inline double hyperbolic_tangent(double value) { return tanh(value); }
+__device__ inline float square_root(float value) { return sqrtf(value); }
+__device__ inline double square_root(double value) { return sqrt(value); }
 
 // Memory ------------------------------------------------------------------------------------------------------------
 

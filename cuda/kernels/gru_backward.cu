@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/gru.h"
 
 // The walk is the forward's, turned round, with one step more at its end (batch 0) in which what is left flows into h0.
@@ -74,8 +74,6 @@ struct Backward {
 
 // A step: (dm, dr, dz) W_hh, then all else.
 struct ResetAfter : Backward {
-    __host__ __device__ static constexpr bool two_products() { return false; }
-
     struct First {
         static constexpr int kCols = 1;
         // The gradient of m, the part of n in W_hh, comes first.
@@ -105,13 +103,11 @@ struct ResetAfter : Backward {
             }
         }
     };
-    using Second = void;
+    using Phases = PhaseList<First>;
 };
 
 // A step: (dr, dz) times W_r and W_z, then dn and dz; dm = dn W_n, then dr.
 struct ResetBefore : Backward {
-    __host__ __device__ static constexpr bool two_products() { return true; }
-
     struct First {
         static constexpr int kCols = 1;
         template <class T>
@@ -155,6 +151,7 @@ struct ResetBefore : Backward {
             }
         }
     };
+    using Phases = PhaseList<First, Second>;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/gru.h"
 
 namespace pykernels::cuda {
@@ -47,8 +47,6 @@ struct Forward {
 
 // A step: the three sums of W_hh h', then all else.
 struct ResetAfter : Forward {
-    __host__ __device__ static constexpr bool two_products() { return false; }
-
     struct First {
         static constexpr int kCols = 3;
         template <class T>
@@ -79,13 +77,11 @@ struct ResetAfter : Forward {
             args.finish_state<T>(rows, d, b, u, z, n, args.before<T>(rows, d, b, u));
         }
     };
-    using Second = void;
+    using Phases = PhaseList<First>;
 };
 
 // A step: the sums of W_r h' and W_z h', and m = r h'; then the sum of W_n m, and h.
 struct ResetBefore : Forward {
-    __host__ __device__ static constexpr bool two_products() { return true; }
-
     struct First {
         static constexpr int kCols = 2;
         template <class T>
@@ -140,6 +136,7 @@ struct ResetBefore : Forward {
             args.finish_state<T>(rows, d, b, u, z, n, args.before<T>(rows, d, b, u));
         }
     };
+    using Phases = PhaseList<First, Second>;
 };
 
 }  // namespace

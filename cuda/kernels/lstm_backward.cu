@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/lstm.h"
 
 // The walk is the forward's, turned round, with one step more at its end (batch 0) in which what is left flows into the
@@ -17,8 +17,6 @@ struct Backward {
     static constexpr bool kBackward = true;
     __host__ __device__ const LstmLayer& layer() const { return op.layer; }
     __host__ __device__ const RecurrentGradients& gradients() const { return op.gradients; }
-    __host__ __device__ bool two_products() const { return op.layer.projection; }
-
     // Places the parts of the workspace and returns the size of all.
     size_t lay_out() {
         Workspace workspace(op.workspace, op.layer);
@@ -52,6 +50,7 @@ struct Backward {
     // With a projection: the gradient of o tanh(c) = dh W_hr, then the cell.
     struct Second {
         static constexpr int kCols = 1;
+        __host__ __device__ static bool runs(const Backward& r) { return r.layer().projection; }
         template <class T>
         __host__ __device__ static WeightView<T> weights(const Backward& r, int64_t d) {
             const auto* weight = static_cast<const T*>(r.layer().weight_projection[d]);
@@ -69,6 +68,7 @@ struct Backward {
             finish_cell<T>(r, rows, d, b, u, sum[0]);
         }
     };
+    using Phases = PhaseList<First, Second>;
 
     template <class T>
     __device__ static void finish_cell(const Backward& r, const StepRows& rows, int64_t d, int64_t b, int64_t u,

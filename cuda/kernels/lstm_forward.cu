@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/lstm.h"
 
 namespace pykernels::cuda {
@@ -12,8 +12,6 @@ struct Forward {
 
     static constexpr bool kBackward = false;
     __host__ __device__ const LstmLayer& layer() const { return op.layer; }
-    __host__ __device__ bool two_products() const { return op.layer.projection; }
-
     // Places the parts of the workspace and returns the size of all.
     size_t lay_out() {
         Workspace workspace(op.workspace, op.layer);
@@ -40,6 +38,7 @@ struct Forward {
 
     struct Second {
         static constexpr int kCols = 1;
+        __host__ __device__ static bool runs(const Forward& r) { return r.layer().projection; }
         template <class T>
         __host__ __device__ static WeightView<T> weights(const Forward& r, int64_t d) {
             return rows_of(static_cast<const T*>(r.layer().weight_projection[d]), r.layer().state, r.layer().hidden);
@@ -55,6 +54,7 @@ struct Forward {
             put_state(r.layer(), r.op.states, rows, d, b, u, to_storage<T>(sum[0]));
         }
     };
+    using Phases = PhaseList<First, Second>;
 };
 
 // From the four sums of W_hh h' to the cell and h of unit u, sequence b.

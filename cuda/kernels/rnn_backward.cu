@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/rnn.h"
 
 // The walk is the forward's, turned round, with one step more at its end (batch 0) in which what is left flows into h0.
@@ -15,8 +15,6 @@ struct Backward {
     static constexpr bool kBackward = true;
     __host__ __device__ const RnnLayer& layer() const { return op.layer; }
     __host__ __device__ const RecurrentGradients& gradients() const { return op.gradients; }
-    __host__ __device__ bool two_products() const { return op.layer.projection; }
-
     // Through f, whose derivative follows from its result. The gradient passes where that is not a number.
     template <class T>
     __device__ void finish_hidden(const StepRows& rows, int64_t d, int64_t b, int64_t u, Accumulator<T> dh) const {
@@ -53,6 +51,7 @@ struct Backward {
 
     struct Second {
         static constexpr int kCols = 1;
+        __host__ __device__ static bool runs(const Backward& r) { return r.layer().projection; }
         template <class T>
         __host__ __device__ static WeightView<T> weights(const Backward& r, int64_t d) {
             const auto* weight = static_cast<const T*>(r.layer().weight_projection[d]);
@@ -72,6 +71,7 @@ struct Backward {
             }
         }
     };
+    using Phases = PhaseList<First, Second>;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "cuda/core/recurrent.cuh"
+#include "cuda/core/recurrence.cuh"
 #include "cuda/kernels/rnn.h"
 
 namespace pykernels::cuda {
@@ -10,8 +10,6 @@ struct Forward {
 
     static constexpr bool kBackward = false;
     __host__ __device__ const RnnLayer& layer() const { return op.layer; }
-    __host__ __device__ bool two_products() const { return op.layer.projection; }
-
     template <class T>
     __device__ T* hidden_of(const StepRows& rows, int64_t d, int64_t b) const {
         return static_cast<T*>(op.hidden) + (d * op.layer.steps.rows + rows.row + b) * op.layer.hidden;
@@ -47,6 +45,7 @@ struct Forward {
 
     struct Second {
         static constexpr int kCols = 1;
+        __host__ __device__ static bool runs(const Forward& r) { return r.layer().projection; }
         template <class T>
         __host__ __device__ static WeightView<T> weights(const Forward& r, int64_t d) {
             return rows_of(static_cast<const T*>(r.layer().weight_projection[d]), r.layer().state, r.layer().hidden);
@@ -63,6 +62,7 @@ struct Forward {
             put_state(r.layer(), r.op.states, rows, d, b, u, to_storage<T>(sum[0] + load_or_zero(bias, u)));
         }
     };
+    using Phases = PhaseList<First, Second>;
 };
 
 }  // namespace

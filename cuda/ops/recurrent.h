@@ -65,26 +65,31 @@ class Call {
         return tensors;
     }
 
-    // What all kinds tell their kernels. The rows of packed input are told to the device through launch parameters.
-    void fill(RecurrentLayer& layer, const RecurrentSizes& s, const RecurrentFlags& flags, at::TensorList weights,
-              const OptionalTensor& h0) {
-        layer.dtype = dtype_of(weights[0]);
+    // What all kinds tell their kernels, but for the weights. The rows of packed input are told to the device through
+    // launch parameters.
+    void fill(RecurrentLayer& layer, const RecurrentSizes& s, const Tensor& like, const OptionalTensor& h0) {
+        layer.dtype = dtype_of(like);
         layer.form = LaunchForm::automatic;
         layer.steps = {nullptr, s.steps, s.batch, s.rows};
         layer.directions = s.directions;
         layer.hidden = s.hidden;
         layer.state = s.output();
-        layer.projection = flags.projection;
-        for (const auto d : c10::irange(s.directions)) {
-            const auto p = recurrent_parameters(weights, flags, d);
-            layer.weight_hh[d] = data(p.hidden);
-            layer.weight_projection[d] = data(p.projection);
-        }
+        layer.projection = s.projection != 0;
         layer.h0 = data(h0);
         if (s.packed && s.rows > 0) {
             auto* offsets = static_cast<int64_t*>(workspace(s.offsets.size() * sizeof(int64_t)));
             C10_CUDA_CHECK(write_offsets(offsets, s.offsets.data(), static_cast<int64_t>(s.offsets.size()), stream));
             layer.steps.offsets = offsets;
+        }
+    }
+    // With the weights.
+    void fill(RecurrentLayer& layer, const RecurrentSizes& s, const RecurrentFlags& flags, at::TensorList weights,
+              const OptionalTensor& h0) {
+        fill(layer, s, weights[0], h0);
+        for (const auto d : c10::irange(s.directions)) {
+            const auto p = recurrent_parameters(weights, flags, d);
+            layer.weight_hh[d] = data(p.hidden);
+            layer.weight_projection[d] = data(p.projection);
         }
     }
 

@@ -112,6 +112,10 @@ template <class A>
 A hyperbolic_tangent(A value) {
     return std::tanh(value);
 }
+template <class A>
+A square_root(A value) {
+    return std::sqrt(value);
+}
 
 // Memory ------------------------------------------------------------------------------------------------------------
 
