@@ -8,7 +8,7 @@ import pytest
 
 from .build import ADDRESS_SANITIZER, EXECUTOR, HERE, KERNELS, ROOT
 
-DRIVER = [HERE / "recurrent_driver.cpp", *KERNELS, *EXECUTOR]
+DRIVER = [HERE / "recurrent_driver.cpp", HERE / "variant_driver.cpp", *KERNELS, *EXECUTOR]
 
 
 def hashes(program, kind: str, seed: int) -> list[str]:
@@ -17,22 +17,24 @@ def hashes(program, kind: str, seed: int) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", [f"{kind}{way}" for kind in ("lstm", "gru", "rnn") for way in ("", "_variant")])
 def test_no_overrun_of_any_buffer(workshop, kind):
     """Each buffer has the size that the launch contract gives, and AddressSanitizer watches its ends."""
     program = workshop.program("recurrent-asan", DRIVER, *ADDRESS_SANITIZER)
     assert hashes(program, kind, 1) == hashes(workshop.program("recurrent", DRIVER), kind, 2)
 
 
-TILES, PHASES = "core/product.cuh", "core/recurrent.cuh"
-# By name: the file, the barrier in it, and the kernel that is made without it.
+TILES, PHASES, ROWS = "core/product.cuh", "core/recurrence.cuh", "core/variant.cuh"
+# By name : the file, the barrier in it, and the kernel that is made without it.
 BARRIERS = {
     "before_a_tile": (TILES, "block_barrier();  // the last tile has been read", "lstm_forward"),
     "after_a_tile": (TILES, "block_barrier();  // this tile has been written", "gru_backward"),
+    "before_a_sum": (ROWS, "block_barrier();  // the sums of the warps have been written", "lstm_variant_forward"),
+    "after_a_sum": (ROWS, "block_barrier();  // the sums of the warps have been read", "lstm_variant_forward"),
 } | {
     f"between_phases_of_{source.stem}": (PHASES, "rows_barrier(counters);", source.stem)
     for source in KERNELS
-    if source.stem != "steps"
+    if source.stem.endswith(("forward", "backward"))
 }
 
 
@@ -40,7 +42,7 @@ BARRIERS = {
 def test_every_barrier_is_needed(workshop, name):
     """Without any one of them some result depends on the order of the threads."""
     file, barrier, kernel = BARRIERS[name]
-    kind = kernel.split("_")[0]
+    kind = kernel.rsplit("_", 1)[0]
     right = hashes(workshop.program("recurrent", DRIVER), kind, 0)
     text = (ROOT / "cuda" / file).read_text()
     assert text.count(barrier) == 1
@@ -49,7 +51,7 @@ def test_every_barrier_is_needed(workshop, name):
     changed.parent.mkdir(parents=True, exist_ok=True)
     changed.write_text(text.replace(barrier, ""))
 
-    # The changed one first: of a function that several objects have, the linker takes the first.
+    # The changed one first : of a function that several objects have, the linker takes the first.
     objects = [workshop.compile(ROOT / "cuda" / "kernels" / f"{kernel}.cu", f"-I{folder}")]
     objects += [workshop.compile(source) for source in DRIVER if source.stem != kernel]
     program = workshop.link(f"recurrent_without_{name}", objects)

@@ -113,7 +113,9 @@ class Variant:
         for zoneout, width in zip(zoneouts, self.widths, strict=True):
             stay = torch.rand(self.directions, self.rows, width, generator=draw) < 0.3
             masks.append(stay.to(torch.uint8) * 7 if zoneout == "mask" else None)
-        return masks, [share if zoneout == "share" else 0.0 for share, zoneout in zip((0.3, 0.15), zoneouts)]
+        return masks, [
+            share if zoneout == "share" else 0.0 for share, zoneout in zip((0.3, 0.15), zoneouts, strict=False)
+        ]
 
     def sizes(self) -> Tensor | None:
         return self.batch_sizes() if self.packed else None
@@ -141,8 +143,6 @@ def truth(layer: Variant, dtype: torch.dtype) -> dict[str, Tensor]:
     (scale, *stay), shares = layer.noise(dtype)
     scale = None if scale is None else scale.double()
     noise = [scale, *stay, *shares]
-    results = LAYERS[layer.kind](
-        leaves[0], layer.sizes(), *leaves[1:first], leaves[first:], *noise, *layer.flags
-    )
+    results = LAYERS[layer.kind](leaves[0], layer.sizes(), *leaves[1:first], leaves[first:], *noise, *layer.flags)
     gradients = torch.autograd.grad(results, leaves, [weight.double() for weight in layer.weightings(dtype)])
     return layer.named([result.detach() for result in results], gradients)
