@@ -15,7 +15,7 @@ constexpr int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 
 enum class LaunchForm : int32_t {
     automatic,    // one cooperative launch where its blocks are resident together, else one launch a step
     cooperative,  // one cooperative launch, or an error
-    per_step,     // one launch a step (two with a projection)
+    per_step,     // one launch for each phase of a step
 };
 
 }  // namespace pykernels::cuda

@@ -87,7 +87,7 @@ struct VariantBackwardPass {
         const VariantLayer& layer = op.layer;
         A from_next = 0;
         if (b < rows.from) {
-            from_next = sum * scale<T>(d, b, u) + (kept != nullptr ? kept_of<T>(d, b, u) : A(0));
+            from_next = sum * scale<T>(d, b, u) + (kept != nullptr ? load_coherent(&kept_of<T>(d, b, u)) : A(0));
         }
         const A dh = gather_state_gradient<T>(layer, op.gradients, rows, d, b, u, from_next);
         if (b >= rows.batch) {

@@ -21,7 +21,8 @@ struct Backward : VariantBackwardPass {
         const A n = to_accumulator(gates[2 * H]);
         d_z = dh * (before<T>(rows, d, b, u) - n) * z * (A(1) - z);
         const A d_n = dh * (A(1) - z) * (A(1) - n * n);
-        kept_of<T>(d, b, u) += dh * z;
+        A& kept = kept_of<T>(d, b, u);
+        kept = load_coherent(&kept) + dh * z;
         T* grad_x = static_cast<T*>(op.grad_input) + part_at(op.layer, d, rows.row + b, 3 * H) + u;
         grad_x[H] = to_storage<T>(d_z);
         grad_x[2 * H] = to_storage<T>(d_n);
