@@ -56,6 +56,7 @@ KINDS = {
 }
 OWN = {"projection": False, "peephole": False, "reset_after": True, "relu": False}
 """The flags that not every kind has, and what they are by default."""
+VARIANTS = ("layer_norm", "zoneout", "recurrent_dropout", "weight_dropout")
 
 
 # -- drawn cases ------------------------------------------------------------------------------------------------------
@@ -78,10 +79,21 @@ class Case:
     kind: str = "lstm"
     reset_after: bool = True
     relu: bool = False
+    layer_norm: bool = False
+    zoneout: float | tuple[float, float] = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    training: bool = False
 
     def of(self, kind: str) -> Case:
-        """The same problem for another kind, without the flags that it does not have."""
+        """The same problem for another kind, without the flags that it does not have or that its variants exclude."""
         other = {name: default for name, default in OWN.items() if name not in KINDS[kind].own}
+        if self.variants and kind == "rnn":
+            other["projection"] = False
+        if self.layer_norm:
+            other["reset_after"] = True
+        if kind != "lstm" and isinstance(self.zoneout, tuple):
+            other["zoneout"] = self.zoneout[0]
         return dataclasses.replace(self, kind=kind, **other)
 
     def __str__(self) -> str:
@@ -118,10 +130,16 @@ class Case:
         return {name: getattr(self, name) for name in self.about.own}
 
     @property
+    def variants(self) -> dict[str, Any]:
+        """The keyword arguments that say what the layers vary, and whether in training; none for a plain layer."""
+        found = {name: getattr(self, name) for name in VARIANTS}
+        return found | {"training": self.training} if any(found.values()) else {}
+
+    @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the functional and of its twin."""
         common = {"num_layers": self.layers, "bias": self.bias, "bidirectional": self.bidirectional}
-        return common | self.own_options
+        return common | self.own_options | self.variants
 
     @property
     def flags(self) -> list[bool]:
@@ -159,6 +177,10 @@ class Case:
                     shapes["bias_ho" + end] = (self.proj,)
                 if self.peephole:
                     shapes["weight_peephole" + end] = (3, self.hidden)
+                if self.layer_norm:
+                    shapes["weight_ln_ih" + end] = shapes["weight_ln_hh" + end] = (gates,)
+                if self.layer_norm and self.kind == "lstm":
+                    shapes["weight_ln_c" + end] = shapes["bias_ln_c" + end] = (self.hidden,)
         return shapes
 
     def tensors(
@@ -174,6 +196,7 @@ class Case:
         scale = 1 / math.sqrt(self.hidden)
         for name, shape in self.weight_shapes().items():
             made[name] = (torch.rand(shape, generator=draw, dtype=torch.float64) * 2 - 1) * scale
+            made[name] += name.startswith("weight_ln")  # gains around one
         return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in made.items()}
 
 
@@ -233,6 +256,14 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 SEED = (0, 2**16)
 FLAG = [False, True]
 FLAGS = dict.fromkeys(("bias", "bidirectional", *OWN, "packed", "states"), FLAG)
+VARIED: dict[str, Any] = {
+    "layer_norm": FLAG,
+    "zoneout": [0.0, 0.3, (0.2, 0.6), (0.0, 0.5), (0.4, 0.0)],
+    "recurrent_dropout": [0.0, 0.25],
+    "weight_dropout": [0.0, 0.4],
+    "training": FLAG,
+}
+"""What a layer may vary. (A layer that varies nothing is among them.)"""
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -243,7 +274,12 @@ def split(tensors: dict[str, Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
 
 
 def call(where: Any, case: Case, tensors: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Results by name of the function of the case's kind in `where`: `functional`, `reference`, or a function."""
+    """Results by name of the function of the case's kind in `where`: `functional`, `reference`, or a function.
+
+    A case of variants in training has the same masks at each call.
+    """
+    if case.variants and case.training:
+        torch.manual_seed(case.seed)
     sizes = {"batch_sizes": case.batch_sizes()} if case.packed else {}
     results = getattr(where, case.kind, where)(*split(tensors), **sizes, **case.options, **options)
     return dict(zip(case.about.results, results, strict=True))
