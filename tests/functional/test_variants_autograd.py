@@ -205,9 +205,10 @@ def test_vmap_is_a_loop(device, batched, packed, form, kind):
 
 
 @every_kind
-def test_vmap_with_other_masks_for_every_example(device, kind):
-    """randomness="different": equal examples differ, each is what its own masks give; "error" is torch's error."""
-    case = Case(4, 3, 3, 8, zoneout=0.4, training=True, kind=kind)
+@pytest.mark.parametrize("variant", ["zoneout", "recurrent_dropout", "weight_dropout"])
+def test_vmap_with_other_masks_for_every_example(device, variant, kind):
+    """randomness="different": equal examples differ, and gradients are of those masks; "error" is torch's error."""
+    case = Case(3, 2, 3, 5, **{variant: 0.4}, training=True, kind=kind)
     tensors = case.tensors(torch.float64, device, requires_grad=False)
     values, dims, _ = values_and_copies(tensors, ["input"])
     values[0] = tensors["input"].expand(3, -1, -1, -1)
@@ -218,6 +219,9 @@ def test_vmap_with_other_masks_for_every_example(device, kind):
     assert torch.equal(same[0], same[1])
     with pytest.raises(RuntimeError, match="randomness"):
         vmap(function, in_dims=dims)(*values)
+
+    operands = tuple(v.clone().requires_grad_() for v in values)
+    assert gradcheck(vmap(function, in_dims=dims, randomness="different"), operands, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

@@ -177,7 +177,10 @@ def test_opcheck_forward(device, case, dtype, kind):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_backward(device, case, kind):
     case = case.of(kind)
-    checked, utils = operator(case, "backward").default, ("test_schema", "test_autograd_registration", "test_faketensor")
+    checked, utils = (
+        operator(case, "backward").default,
+        ("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
     for need in ((True, False, False), (False, True, False), (False, False, True)):
         arguments = backward_arguments(case, torch.float64, device, need)
         torch.library.opcheck(checked, tuple(arguments.values()), test_utils=utils)

@@ -1,4 +1,4 @@
-"""The reference twin of random_mask against Philox4x32-10 in whole numbers, which the known answers of Random123 prove."""
+"""The reference twin of random_mask against Philox4x32-10 in whole numbers, and both against known answers."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_layer_norm_is_torchs_modules(kind, bias, bidirectional):
 @every_kind
 @pytest.mark.parametrize("given", ["both", "h", "c"])
 def test_where_the_mask_says_so_the_state_stays_to_the_bit(kind, given):
-    """And everywhere else it is what torch's cell gives; an LSTM's h comes from the new c, whether that stays or not."""
+    """And everywhere else it is what torch's cell gives; an LSTM's h comes from the new c, if that stays too."""
     if given != "both" and kind != "lstm":
         pytest.skip("one state")
     case = Case(6, 3, 4, 5, kind=kind)
