@@ -24,6 +24,7 @@ VARIANTS = {
     "all": ALL,
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
+CHOICES = [*((name, "all") for name in NAMES), *(("LSTM", variant) for variant in VARIANTS if variant != "all")]
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +54,8 @@ def seeded(function, *args):
 
 
 # -- compile ----------------------------------------------------------------------------------------------------------
-@every_module
-@every_variant
-def test_in_training(device, variant, name):
+@pytest.mark.parametrize("name, variant", CHOICES)
+def test_in_training(device, name, variant):
     """Values and gradients of eager with the same masks, T and B changing; no compilation after the second."""
     module = made(name, VARIANTS[variant], training=True).to(device)
     fast, counter = compiled(module)
@@ -73,13 +73,11 @@ def test_in_training(device, variant, name):
 def test_in_evaluation(device, name):
     module = made(name, ALL, training=False, bidirectional=True, batch_first=True).to(device)
     fast, counter = compiled(module, dynamic=True)
-    for steps, batch in ((4, 3), (6, 2)):
-        x = torch.randn(batch, steps, 5, dtype=torch.float64).to(device)
-        leaves = dict(module.named_parameters())
-        assert_equal(with_gradients(flat(fast(x)), leaves), with_gradients(flat(module(x)), leaves), 1e-10)
-        with torch.no_grad():
+    with torch.no_grad():
+        for steps, batch in ((4, 3), (6, 2)):
+            x = torch.randn(batch, steps, 5, dtype=torch.float64).to(device)
             assert_equal(flat(fast(x)), flat(module(x)))
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= 2
 
 
 @every_module
@@ -96,9 +94,8 @@ def test_masks_differ_from_call_to_call(device, name):
     assert counter.frame_count == 1
 
 
-@every_module
-@pytest.mark.parametrize("variant", ["layer_norm", "zoneout", "recurrent_dropout", "weight_dropout"])
-def test_packed_input(device, variant, name):
+@pytest.mark.parametrize("name, variant", [*((name, "all") for name in NAMES), ("GRU", "recurrent_dropout")])
+def test_packed_input(device, name, variant):
     """Without initial states, too, of which the batch might be learnt."""
     module = made(name, VARIANTS[variant], training=True, bidirectional=True).to(device)
 
@@ -116,10 +113,9 @@ def test_packed_input(device, variant, name):
     assert counter.frame_count <= 3
 
 
-@every_module
-def test_attributes_that_change(device, name):
+def test_attributes_that_change(device):
     """Another probability, or evaluation, is seen by the compiled module."""
-    module = made(name, ALL, training=True).to(device)
+    module = made("LSTM", ALL, training=True).to(device)
     fast, _ = compiled(module, "eager")
     x = torch.randn(4, 3, 5, dtype=torch.float64).to(device)
     before = seeded(fast, x)["0"]
