@@ -81,7 +81,12 @@ def test_the_known_answer(device):
     """Key 0 and counter 0 of Random123: the numbers are where an element begins to be chosen."""
     like, seed = torch.empty(0, device=device), torch.tensor([0])
     for place, number in enumerate((0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)):
-        for p, chosen in ((number / 2**32, 0), ((number + 1) / 2**32, 1)):
+        for p, chosen in (
+            (number / 2**32, 0),
+            ((number + 0.25) / 2**32, 0),
+            ((number + 0.5) / 2**32, 1),
+            ((number + 1) / 2**32, 1),
+        ):
             assert functional.random_mask(like, seed, 0, (4,), p)[place] == chosen
 
 

@@ -100,6 +100,17 @@ def test_an_lstms_states_stay_by_themselves(device):
         assert 0.4 < (found[1 - state] == (h0, c0)[1 - state]).double().mean() < 0.6
 
 
+def test_masks_of_one_call_are_independent(device):
+    """What stays and what is not fed back: of one step, an RNN of which the state is tanh of what is fed back."""
+    eye, h0 = torch.eye(400, dtype=torch.float64, device=device), torch.rand(1, 5, 400, dtype=torch.float64) + 0.1
+    weights, x = [torch.zeros(400, 1).to(eye), eye], torch.zeros(1, 5, 1).to(eye)
+    options = {"bias": False, "zoneout": 0.5, "recurrent_dropout": 0.5, "training": True}
+    _, h_n = functional.rnn(x, h0.to(device), weights, **options)
+    gone = h_n != h0.to(device)
+    assert 900 < gone.sum() < 1100
+    assert abs((h_n[gone] == 0).double().mean() - 0.5) < 0.08
+
+
 @every_kind
 def test_the_average_of_training_is_evaluation(device, kind):
     """Of one step with zoneout, over many draws."""

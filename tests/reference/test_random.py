@@ -50,7 +50,12 @@ def test_known_answers(counter, key):
 def test_a_known_answer_through_the_mask(place):
     """The number of an element is found by the probability from which on it is chosen."""
     number = KNOWN[(0,) * 4, (0,) * 2][place]
-    for p, chosen in ((number / 2**32, 0), ((number + 1) / 2**32, 1)):
+    for p, chosen in (
+        (number / 2**32, 0),
+        ((number + 0.25) / 2**32, 0),
+        ((number + 0.5) / 2**32, 1),
+        ((number + 1) / 2**32, 1),
+    ):
         mask = reference.random_mask(LIKE, torch.tensor([0]), 0, (4,), p)
         assert mask[place] == chosen
 
