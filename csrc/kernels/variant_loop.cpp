@@ -19,41 +19,6 @@ void fill_states(const T* from, int64_t count, T* to) {
 
 }  // namespace
 
-// --- a product
-
-template <typename T>
-StepProduct<T>::StepProduct(const T* weight, int64_t columns, int64_t depth, bool turned, int64_t parts)
-    : weight_(weight),
-      turned_(turned),
-      panels_(Panels<T>::for_parts(weight ? columns : 0, depth, parts)),
-      packed_(panels_.size()) {}
-
-template <typename T>
-void StepProduct<T>::pack(const Range& panels) const {
-    if (!turned_) return pack_row_panels(weight_, panels_, panels.begin, panels.end, packed_.get());
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-        const int64_t column = panels_.column(p), columns = int64_t(panels_.vectors(p)) * kWidth<T>;
-        const int64_t used = std::min(columns, panels_.columns - column);
-        T* panel = packed_ + panels_.offset(p);
-        if (used < columns) std::fill_n(panel, columns * panels_.depth, T(0));
-        pack_transposed(weight_ + column * panels_.depth, panels_.depth, used, panels_.depth, panel, columns);
-    }
-}
-
-template <typename T>
-void StepProduct<T>::run(const Range& panels, int64_t rows, bool single, const T* x, int64_t x_stride, T* out) const {
-    const int64_t stride = this->stride();
-    for (int64_t p = panels.begin; p < panels.end; ++p)
-        with_vectors(panels_.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-            for_row_tiles(rows, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                RowPointers<T, Rows> a;
-                for (int m = 0; m < Rows; ++m) a.row[m] = x + (row + m) * x_stride;
-                multiply_rows<T, Rows, Vectors>(a, packed_ + panels_.offset(p), panels_.depth, single, nullptr, 0,
-                                                out + row * stride + panels_.column(p), stride);
-            });
-        });
-}
-
 // --- forward
 
 template <typename T>
@@ -250,7 +215,6 @@ void VariantBackwardLoop<T>::recurrent_gradients(const T* recurrent, int64_t rec
 }
 
 #define PYKERNELS_VARIANT_LOOPS(T)        \
-    template class StepProduct<T>;        \
     template class VariantForwardLoop<T>; \
     template class VariantBackwardLoop<T>;
 PYKERNELS_VARIANT_LOOPS(float)

@@ -60,6 +60,12 @@ T* pointer(const Tensor& tensor) {
     return tensor.defined() && tensor.numel() > 0 ? tensor.data_ptr<T>() : nullptr;
 }
 
+// run(T()) with the type that the input is computed in, where there is nothing but float and double.
+template <typename Run>
+auto in_its_precision(const Tensor& input, const Run& run) {
+    return input.scalar_type() == at::kDouble ? run(double()) : run(float());
+}
+
 // A layer's arguments, as every forward and backward is given them.
 struct RecurrentArguments {
     const RecurrentSizes& sizes;

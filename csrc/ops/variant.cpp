@@ -23,11 +23,6 @@ void fill_call(VariantCall<T>& call, Held& held, const VariantArguments& args) {
     call.c0 = held.data<T>(args.c0);
 }
 
-template <typename Run>
-auto in_its_precision(const Tensor& input, const Run& run) {
-    return input.scalar_type() == at::kDouble ? run(double()) : run(float());
-}
-
 VariantOutputs forward(const VariantArguments& args, bool save) {
     return in_its_precision(args.input, [&]<typename T>(T) {
         const auto& s = args.sizes;

@@ -119,12 +119,12 @@ def run_layer(
     kind: Kind, input: Tensor, batch_sizes: Tensor | None, states: States, weights: Sequence[Tensor], flags: Flags
 ) -> tuple[Tensor, ...]:
     """One layer over all steps: output and each final state."""
-    kernels = raw_kernels(input, weights[0])
+    kernels = raw_kernels(input, weights[0] if weights else input)
     if kernels is None:
         _dispatch.check_devices(kind.name, input, *states, *weights)
         save = _dispatch.should_save(input, *states, *weights)
         return kind.forward(input, batch_sizes, *states, list(weights), *flags, save)[: kind.results]
-    if wants_grad(weights[0], input, *states, *weights):
+    if wants_grad(input, *states, *weights):
         return _apply_layer((kind, kernels, flags, batch_sizes), input, *states, *weights)
     call = getattr(kernels, kind.forward_name)
     return call(input, batch_sizes, *states, weights, *flags, False)[: kind.results]
@@ -149,8 +149,8 @@ def run_sequence(
             wide = torch.promote_types(dtype, (input if states[-1] is None else states[-1]).dtype)
             if wide != dtype:
                 with torch.autocast("cpu", enabled=False):
-                    input, weights = input.to(dtype), [w.to(dtype) for w in weights]
-                    states = tuple(None if s is None else s.to(dtype) for s in states)
+                    input, weights = _dispatch.cast(input, dtype), [_dispatch.cast(w, dtype) for w in weights]
+                    states = tuple(None if s is None else _dispatch.cast(s, dtype) for s in states)
                     rest = (num_layers, dropout, training, batch_first, run)
                     results = run_sequence(kind, input, batch_sizes, states, weights, flags, *rest)
                 return tuple(result.to(wide) for result in results)

@@ -35,7 +35,8 @@ class Kind:
         twin: of one layer, in plain PyTorch: (input, batch_sizes, *states, weights, *flags) -> output, *final states.
         states, kept, flags: how many there are of each; the last flag is `bidirectional`. A flag may also be a number,
             or a tensor without a gradient that belongs to this call alone (a mask).
-        widths: (weights, flags) -> the width of each state, and of the rows of everything kept, 0 for [0].
+        widths: (weights, flags) -> the width of each state, the first of which is put out (without states, of what is),
+            and of the rows of everything kept, 0 for [0].
         layer_flags: the flags of which the raw kernels of one step have a choice -> all flags.
         cell_keeps: whether the raw forward of one step takes `save` and leaves something; or else its backward takes
             the new state.
@@ -109,11 +110,11 @@ class Kind:
         rows: Any = input.shape[0]
         if batch_sizes is None:
             rows = rows * input.shape[1]
-        batch = _batch(input, batch_sizes, states)
+        batch = _batch(input, batch_sizes, states) if self.states else 0
         new = input.new_empty
         return (
             new(*input.shape[:-1], directions * widths[0]),
-            *(new(directions, batch, width) for width in widths),
+            *(new(directions, batch, width) for width in widths[: self.states]),
             *(new(directions, rows, width) if save and width else new(0) for width in kept_widths),
         )
 
@@ -125,7 +126,7 @@ class Kind:
         new = input.new_empty
         return (
             new(input.shape) if need_input else new(0),
-            *(new(2 if flags[-1] else 1, batch, width) if need_states else new(0) for width in widths),
+            *(new(2 if flags[-1] else 1, batch, width) if need_states else new(0) for width in widths[: self.states]),
             [new(w.shape) if need_weights else new(0) for w in weights],
         )
 

@@ -1,5 +1,6 @@
 """The recurrent layers with layer normalisation, zoneout and dropout of what is fed back: the operators
-`torch.ops.pykernels.{lstm,gru,rnn}_variant_{forward,backward}`, and layers made of them."""
+`torch.ops.pykernels.{lstm,gru,rnn}_variant_{forward,backward}` and `input_part_{forward,backward}`, and layers made of
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..reference import varied
-from ..reference.variants import gru_variant_layer, lstm_variant_layer, rnn_variant_layer
+from ..reference.variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 from . import _recurrent
 from ._recurrent_ops import Kind
 from .random import random_mask
@@ -35,6 +36,20 @@ def _no_cell(*_: bool) -> tuple[bool, ...]:
     raise RuntimeError("[variants] there is no kernel for one step")
 
 
+def _input_widths(weights: Sequence[Tensor], flags: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
+    columns, norm = weights[0].shape[0], flags[1]
+    return (columns,), (columns if norm else 0, 1 if norm else 0)
+
+
+_INPUT_PART = Kind(
+    "input_part",
+    input_part_layer,
+    states=0,
+    kept=2,  # normalized, stats
+    flags=3,  # bias, layer_norm, bidirectional
+    widths=_input_widths,
+    layer_flags=_no_cell,
+)
 _KINDS = {
     "lstm": Kind(
         "lstm_variant",
@@ -75,7 +90,7 @@ def runner(
     weight_dropout: float,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """What runs one layer: `_recurrent.run_layer`, or the same with the variants, where any is active."""
-    if not (layer_norm or zoneout or recurrent_dropout or weight_dropout):
+    if layer_norm is False and zoneout == 0 and recurrent_dropout == 0 and weight_dropout == 0:
         return _recurrent.run_layer
     variants = varied.check_variants(layer_norm, zoneout, recurrent_dropout, weight_dropout, kind.states)
     if not variants.active(training):
@@ -93,9 +108,11 @@ def _run_layer(
     weights: Sequence[Tensor],
     flags: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    _check(kind.name, variants.layer_norm, input, batch_sizes, weights, flags)
     run = partial(
         varied.run_variant_layer,
         partial(_recurrent.run_layer, kind),
+        partial(_recurrent.run_layer, _INPUT_PART),
         partial(_recurrent.run_layer, _KINDS[kind.name]),
         random_mask,
         kind.name,
@@ -104,3 +121,32 @@ def _run_layer(
     )
     with _recurrent.without_autocast(input):
         return run(input, batch_sizes, tuple(states), weights, flags)
+
+
+def _check(
+    kind: str,
+    layer_norm: bool,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    flags: Sequence[bool],
+) -> None:
+    """Raise where there is not enough to draw masks and make input parts from; the operators check the rest."""
+    bias, *extras, bidirectional = flags
+    each = 4 if bias else 2
+    if kind == "lstm":
+        each += sum(extras) + (4 if layer_norm else 0)
+    elif kind == "rnn" and extras[0]:
+        each += each // 2  # and no layer_norm, which does not go together with a projection
+    else:
+        each += 2 if layer_norm else 0
+    expected, rank = each * (2 if bidirectional else 1), 3 if batch_sizes is None else 2
+    if len(weights) != expected:
+        raise RuntimeError(f"[{kind}] expected {expected} weights, got {len(weights)}")
+    if input.dim() != rank:
+        form = "padded" if batch_sizes is None else "packed"
+        raise RuntimeError(f"[{kind}] expected a {rank}-D {form} input, got {input.dim()}-D")
+    if weights[1].dim() != 2:
+        raise RuntimeError(f"[{kind}] expected weight_hh of two dimensions, got {weights[1].dim()}-D")
+    if batch_sizes is not None and batch_sizes.numel() == 0:
+        raise RuntimeError(f"[{kind}] expected at least one step in batch_sizes, got none")

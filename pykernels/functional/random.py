@@ -36,8 +36,8 @@ def random_mask(
     Example::
 
         >>> pykernels.functional.random_mask(torch.empty(0), torch.tensor([7]), 0, (2, 4), 0.5)
-        tensor([[0., 1., 1., 1.],
-                [0., 1., 0., 1.]])
+        tensor([[0., 1., 0., 0.],
+                [1., 1., 1., 0.]])
     """
     return torch.ops.pykernels.random_mask(like.detach(), seed, stream, size, p, value, as_bytes)
 

@@ -4,11 +4,12 @@ from .gru import gru, gru_cell, gru_layer
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
-from .variants import gru_variant_layer, lstm_variant_layer, rnn_variant_layer
+from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 
 __all__ = [
     "lstm", "lstm_cell", "lstm_layer",
     "gru", "gru_cell", "gru_layer",
     "rnn", "rnn_cell", "rnn_layer",
-    "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "random_mask",
+    "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
+    "random_mask",
 ]  # fmt: skip

@@ -19,6 +19,41 @@ EPSILON = 1e-5
 """What layer normalisation adds to a variance, as `torch.nn.LayerNorm` does by default."""
 
 
+def input_part_layer(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    bias: bool,
+    layer_norm: bool,
+    bidirectional: bool,
+) -> tuple[Tensor]:
+    r"""The input's part of all steps: what the operator `input_part_forward` computes.
+
+    .. math::
+        u = N(W_i x) + b_i
+
+    where N is layer normalisation of all gates, or nothing without `layer_norm`.
+
+    Args:
+        input: x, [T, B, I], or [N, I] when packed.
+        batch_sizes: None if padded; of packed input nothing else is asked.
+        weights: for each direction weight_ih [G*H, I], bias_ih [G*H] if `bias`, the gain [G*H] of N if `layer_norm`.
+
+    Returns:
+        u, [T, B, D*G*H] or [N, D*G*H].
+    """
+    directions = 2 if bidirectional else 1
+    count = len(weights) // directions
+    parts = []
+    for d in range(directions):
+        weight_ih, bias_ih, gain = unpack(weights[d * count : (d + 1) * count], True, bias, layer_norm)
+        if layer_norm:
+            parts.append(F.layer_norm(F.linear(input, weight_ih), gain.shape, gain, bias_ih, EPSILON))
+        else:
+            parts.append(F.linear(input, weight_ih, bias_ih))
+    return (parts[0] if directions == 1 else torch.cat(parts, -1),)
+
+
 Ending = Callable[[Tensor, Tensor, "tuple[Tensor, ...]"], "tuple[Tensor, ...]"]
 """(input part, what is fed back, states) -> the new states."""
 

@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .random import random_mask
 from .recurrent import Layer
-from .variants import EPSILON
+from .variants import input_part_layer
 
 
 class Variants(NamedTuple):
@@ -63,6 +62,7 @@ def check_variants(
 
 def run_variant_layer(
     plain: Run,
+    input_part: Run,
     steps: Run,
     mask: Callable[..., Tensor],
     kind: str,
@@ -78,6 +78,7 @@ def run_variant_layer(
 
     Args:
         plain: the whole layer without variants.
+        input_part: what the input gives for all steps, with flags (bias, layer_norm, bidirectional).
         steps: the layer from its input parts on, with flags (state_scale, stay of each state, zoneout of each state,
             *own flags, layer_norm, bidirectional), where own flags are those of the plain layer without the last, and
             for the RNN without its second, `projection`.
@@ -98,7 +99,7 @@ def run_variant_layer(
     seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if random else None
 
     def dropout(stream: int, size: Sequence[int], p: float) -> Tensor:
-        return mask(input, seed, stream, size, 1 - p, 1 / (1 - p) if p < 1 else 0.0)
+        return mask(weight_hh, seed, stream, size, 1 - p, 1 / (1 - p) if p < 1 else 0.0)
 
     if training and variants.weight_dropout > 0:
         kept = dropout(WEIGHTS, (directions, *weight_hh.shape), variants.weight_dropout)
@@ -122,21 +123,17 @@ def run_variant_layer(
         if p > 0:
             stay[i] = mask(input, seed, STAY + i, (directions, rows, wide), p, 1.0, True)
 
-    parts, recurrent = [], []
+    of_input, recurrent = [], []
     norms = (4 if len(states) == 2 else 2) if variants.layer_norm else 0
     for own in each:
         weight_ih, weight_hh, *rest = own
-        bias_ih = rest.pop(0) if bias else None
+        bias_ih = [rest.pop(0)] if bias else []
         gains = rest[len(rest) - norms :]
+        of_input += [weight_ih, *bias_ih, *gains[:1]]
         recurrent += [weight_hh, *rest[: len(rest) - norms], *gains[1:]]
-        if gains:
-            part = F.linear(input, weight_ih)
-            parts.append(F.layer_norm(part, (part.shape[-1],), gains[0], bias_ih, EPSILON))
-        else:
-            parts.append(F.linear(input, weight_ih, bias_ih))
-    whole = parts[0] if directions == 1 else torch.cat(parts, -1)
+    (parts,) = input_part(input, batch_sizes, (), of_input, (bias, variants.layer_norm, bidirectional))
     varied = (state_scale, *stay, *variants.zoneout, *own_flags, variants.layer_norm, bidirectional)
-    return steps(whole, batch_sizes, states, recurrent, varied)
+    return steps(parts, batch_sizes, states, recurrent, varied)
 
 
 def with_variants(
@@ -161,8 +158,8 @@ def with_variants(
 
     def layer(input: Tensor, batch_sizes: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         return run_variant_layer(
-            partial(run, plain), partial(run, steps), random_mask, kind, variants, training,
-            input, batch_sizes, rest[:states], rest[states], rest[states + 1 :],
+            partial(run, plain), partial(run, input_part_layer), partial(run, steps), random_mask, kind, variants,
+            training, input, batch_sizes, rest[:states], rest[states], rest[states + 1 :],
         )  # fmt: skip
 
     return layer

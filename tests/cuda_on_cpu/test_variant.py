@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.reference.random import random_mask
-from tests.helpers import FLAG, SEED, assert_same_bits, drawn
+from tests.functional.test_input_part import BACKWARD as PART_BACKWARD
+from tests.functional.test_input_part import FORWARD as PART_FORWARD
+from tests.functional.test_input_part import SPACE as SPACE_OF_PARTS
+from tests.functional.test_input_part import Part
+from tests.helpers import FLAG, SEED, assert_same_bits, distance, drawn
 
 from .device import TOLERANCE, Device, assert_near, plans
 from .variants import GATES, Variant, truth
@@ -286,3 +290,20 @@ def test_random_mask_has_the_bits_of_its_twin(device, dtype, size):
         mask = device.kernels.random_mask(*arguments)
         expected = random_mask(*arguments)
         assert mask.dtype == expected.dtype and torch.equal(mask, expected)
+
+
+@drawn(20, of=Part, **SPACE_OF_PARTS)
+def test_input_part(device, case):
+    """The glue, in both ways, gives what the operators on the processor give."""
+    x, *weights = (t.detach() for t in case.tensors())
+    arguments = (x, case.sizes, weights)
+    out, *kept = device.kernels.input_part_forward(*arguments, *case.flags, True)
+    expected, *expected_kept = PART_FORWARD(*arguments, *case.flags, True)
+    grad = torch.randn_like(out)
+    need = [bool(case.seed & 1), False, bool(case.seed & 2)]
+    grad_x, grads = device.kernels.input_part_backward(grad, *arguments, out, *kept, *case.flags, *need)
+    expected_grad_x, expected_grads = PART_BACKWARD(grad, *arguments, expected, *expected_kept, *case.flags, *need)
+    pairs = zip((out, *kept, grad_x, *grads), (expected, *expected_kept, expected_grad_x, *expected_grads), strict=True)
+    for found, wanted in pairs:
+        assert found.shape == wanted.shape
+        assert distance(found, wanted, 1e-3) < 1e-10

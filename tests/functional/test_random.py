@@ -92,7 +92,7 @@ def test_the_known_answer(device):
 
 def test_the_example_of_the_docstring(device):
     found = functional.random_mask(torch.empty(0, device=device), torch.tensor([7]), 0, (2, 4), 0.5)
-    assert found.tolist() == [[0, 1, 1, 1], [0, 1, 0, 1]]
+    assert found.tolist() == [[0, 1, 0, 0], [1, 1, 1, 0]]
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
