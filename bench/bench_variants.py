@@ -58,6 +58,9 @@ def test_lstm_layer_norm(shape, compare, plan):
     torch.manual_seed(inputs + hidden)
     torch._dynamo.reset()
     mine = ours.library().LSTM(inputs, hidden, layer_norm=True)
+    with torch.no_grad():  # with gains of one, rounding errors grow from step to step, and nothing could be compared
+        mine.weight_ln_ih_l0.mul_(0.3)
+        mine.weight_ln_hh_l0.mul_(0.3)
     x = torch.randn(steps, batch, inputs, requires_grad=True)
     grad_output = torch.randn(steps, batch, hidden)
     step = training_step(mine, x, grad_output)

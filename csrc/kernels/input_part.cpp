@@ -55,14 +55,12 @@ void parameter_gradients(const InputPartBackward<T>& call, int d, const T* grad_
     const auto grad = [&](int64_t r, int64_t i, int used) {
         return load_as<T>(call.grad + (r * call.directions + d) * call.columns + i, used);
     };
-    if (wanted.bias) sum_columns<T>(call.rows, own, grad, wanted.bias);
-    sum_columns<T>(
-        call.rows, own,
+    norm_gradients<T>(
+        call.rows, own, grad,
         [&](int64_t r, int64_t i, int used) {
-            const T* normalized = call.normalized + (d * call.rows + r) * call.columns + i;
-            return grad(r, i, used) * load_as<T>(normalized, used);
+            return load_as<T>(call.normalized + (d * call.rows + r) * call.columns + i, used);
         },
-        wanted.gain);
+        wanted.bias, wanted.gain);
 }
 
 }  // namespace

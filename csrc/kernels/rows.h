@@ -59,4 +59,21 @@ void sum_columns(int64_t rows, const Range& columns, const Load& load, T* out) {
         }
 }
 
+// The gradients of shift (null: not wanted) and gain: columns' sums of grad(row, column, lanes), and of that times
+// normalized(row, column, lanes).
+template <typename T, typename Grad, typename Normalized>
+void norm_gradients(int64_t rows, const Range& columns, const Grad& grad, const Normalized& normalized, T* shift,
+                    T* gain) {
+    constexpr int width = kWidth<T>;
+    if (shift) std::fill(shift + columns.begin, shift + columns.end, T(0));
+    std::fill(gain + columns.begin, gain + columns.end, T(0));
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = columns.begin; c < columns.end; c += width) {
+            const int used = static_cast<int>(std::min<int64_t>(width, columns.end - c));
+            const Vec<T> g = grad(r, c, used);
+            if (shift) store_as<T>(shift + c, load_as<T>(shift + c, used) + g, used);
+            store_as<T>(gain + c, at::vec::fmadd(g, normalized(r, c, used), load_as<T>(gain + c, used)), used);
+        }
+}
+
 }  // namespace pykernels

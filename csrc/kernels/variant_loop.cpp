@@ -201,16 +201,10 @@ void VariantBackwardLoop<T>::recurrent_gradients(const T* recurrent, int64_t rec
                             {fed.data(), shape.output(), gradients.hidden}, {nullptr, 0, nullptr}, shape.rows,
                             weights.gain ? nullptr : gradients.bias, part, parts);
     if (!weights.gain) return;
-    const auto row = [&](int64_t r) { return recurrent + r * recurrent_stride; };
-    if (gradients.bias)
-        sum_rows(
-            shape.input, part, parts, [&](int64_t r, int64_t i, int used) { return load_as<T>(row(r) + i, used); },
-            gradients.bias);
-    sum_rows(
-        shape.input, part, parts,
-        [&](int64_t r, int64_t i, int used) {
-            return load_as<T>(row(r) + i, used) * load_as<T>(normalized(r) + i, used);
-        },
+    norm_gradients<T>(
+        shape.rows, share(shape.input, part, parts, 4 * width),
+        [&](int64_t r, int64_t i, int used) { return load_as<T>(recurrent + r * recurrent_stride + i, used); },
+        [&](int64_t r, int64_t i, int used) { return load_as<T>(normalized(r) + i, used); }, gradients.bias,
         gradients.gain);
 }
 

@@ -117,11 +117,10 @@ class LstmBackward : public VariantBackwardLoop<T> {
                 },
                 gradients.peephole + g * hidden);
         if (!grad_norm_) return;
-        const auto grad = [&](int64_t r, int64_t u, int used) { return load_as<T>(grad_norm_ + r * hidden + u, used); };
-        Base::sum_rows(hidden, part, parts, grad, gradients.cell_shift);
-        Base::sum_rows(
-            hidden, part, parts,
-            [&](int64_t r, int64_t u, int used) { return grad(r, u, used) * normalized_cell(r, u, used); },
+        norm_gradients<T>(
+            shape.rows, share(hidden, part, parts, 4 * Base::width),
+            [&](int64_t r, int64_t u, int used) { return load_as<T>(grad_norm_ + r * hidden + u, used); },
+            [&](int64_t r, int64_t u, int used) { return normalized_cell(r, u, used); }, gradients.cell_shift,
             gradients.cell_gain);
     }
 

@@ -32,7 +32,7 @@ InputPartForwardResult forward(const Tensor& input, const OptionalTensor& batch_
         const auto type = input.scalar_type();
         const auto options = input.options().dtype(c10::CppTypeToScalarType<T>::value);
         const bool keep = save && layer_norm;
-        const Tensor out = at::empty(s.output_shape(input), options);
+        const Tensor out = empty_kept(true, s.output_shape(input), options);
         const Tensor normalized = empty_kept(keep, {s.directions, s.rows, s.columns}, options);
         const Tensor stats = empty_kept(keep, {s.directions, s.rows, 1}, options);
         Held held;

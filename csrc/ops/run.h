@@ -10,7 +10,8 @@
 
 namespace pykernels {
 
-// What forward keeps for backward, or [0] if it is not to: large ones lie in memory that the next call finds again.
+// What forward keeps for backward or hands to the next operator, or [0] if it is not to: large ones lie in memory that
+// the next call finds again.
 inline Tensor empty_kept(bool keep, at::IntArrayRef shape, const at::TensorOptions& options) {
     if (!keep) return at::empty({0}, options);
     const auto bytes = static_cast<std::size_t>(c10::multiply_integers(shape)) * options.dtype().itemsize();

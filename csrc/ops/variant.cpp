@@ -72,7 +72,7 @@ VariantGrads backward(const VariantArguments& args, const VariantGiven& given) {
         const auto wanted = [&](bool want, at::IntArrayRef shape) {
             return want ? at::empty(shape, options) : at::empty({0}, options);
         };
-        const Tensor grad_parts = at::empty(args.input.sizes(), options);
+        const Tensor grad_parts = empty_kept(true, args.input.sizes(), options);
         VariantGrads grads{given.need_input ? grad_parts : at::empty({0}, options),
                            wanted(given.need_states, {s.directions, s.batch, s.output()}),
                            wanted(given.need_states && cells, {s.directions, s.batch, s.hidden}),
