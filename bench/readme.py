@@ -1,10 +1,14 @@
-"""Copies the committed report's figures into README.md, between two markers (`--check` only compares)."""
+"""Copies the committed reports' figures into README.md, between two markers (`--check` only compares).
+
+Beside `cpu.json`, of which every shape is shown, there may be reports of other machines, `cpu-<machine>.json`: of these
+README has the summary.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,19 @@ OTHERS = ("lstm-layer-norm",)
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """Markdown of the measured rows, with the hardware they came from."""
+def table(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Markdown of the measured rows, with the hardware they came from; of the other reports the summary."""
+    lines = summary(report)
+    groups = by_section(report_rows(report))
+    for layer in LAYERS:
+        lines += shape_table(layer, groups)
+    for other in others:
+        lines += ["", *summary(other)]
+    return "\n".join(lines)
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """A line for each section."""
     lines = [f"Measured on {hardware_line(report['machine_info'])}.", ""]
     groups = by_section(report_rows(report))
     lines += ["| | against | slowest row | geometric mean | fastest row |", "|---|---|---|---|---|"]
@@ -30,9 +45,7 @@ def table(report: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {SECTIONS[key].title} ({len(ratios)} rows) | {SECTIONS[key].against} | {' | '.join(figures)} |"
             )
-    for layer in LAYERS:
-        lines += shape_table(layer, groups)
-    return "\n".join(lines)
+    return lines
 
 
 def shape_table(layer: str, groups: Mapping[str, list[dict[str, Any]]]) -> list[str]:
@@ -93,7 +106,8 @@ def main() -> int:
         print("no report yet: run `python -m bench` first")
         return 0 if options.check else 1
     text = options.readme.read_text()
-    fresh = replaced(text, table(read_report(options.report)))
+    others = sorted(options.report.parent.glob(f"{options.report.stem}-*.json"))
+    fresh = replaced(text, table(read_report(options.report), [read_report(path) for path in others]))
     if fresh == text:
         print("README.md shows the figures of the report")
         return 0
