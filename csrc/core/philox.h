@@ -4,17 +4,13 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PYKERNELS_HERE __host__ __device__
-#else
-#define PYKERNELS_HERE
-#endif
+#include "core/everywhere.h"
 
 namespace pykernels {
 
 // One of the ten rounds.
-PYKERNELS_HERE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
-                                        uint32_t k1) {
+PYKERNELS_EVERYWHERE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
+                                              uint32_t k1) {
     const uint64_t first = uint64_t{0xD2511F53} * c0, second = uint64_t{0xCD9E8D57} * c2;
     c0 = static_cast<uint32_t>(second >> 32) ^ c1 ^ k0;
     c1 = static_cast<uint32_t>(second);
@@ -24,7 +20,7 @@ PYKERNELS_HERE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2
 
 // Calls round(k0, k1) with the key of every round.
 template <typename Round>
-PYKERNELS_HERE inline void philox_rounds(uint64_t key, const Round& round) {
+PYKERNELS_EVERYWHERE inline void philox_rounds(uint64_t key, const Round& round) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     for (int i = 0; i < 10; ++i) {
         round(k0, k1);
@@ -34,7 +30,7 @@ PYKERNELS_HERE inline void philox_rounds(uint64_t key, const Round& round) {
 }
 
 // Four random 32-bit numbers: numbers[w] of counter {index, stream} under the key.
-PYKERNELS_HERE inline void philox(uint64_t key, uint64_t index, uint32_t stream, uint32_t (&numbers)[4]) {
+PYKERNELS_EVERYWHERE inline void philox(uint64_t key, uint64_t index, uint32_t stream, uint32_t (&numbers)[4]) {
     numbers[0] = static_cast<uint32_t>(index);
     numbers[1] = static_cast<uint32_t>(index >> 32);
     numbers[2] = stream;

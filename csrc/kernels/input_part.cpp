@@ -50,11 +50,15 @@ void parameter_gradients(const InputPartBackward<T>& call, int d, const T* grad_
     outer_products_share<T>({rows_at<T>(grad_sums, call.rows, stride).data(), call.columns},
                             {rows_at<T>(call.x, call.rows, call.inputs).data(), call.inputs, wanted.weight},
                             {nullptr, 0, nullptr}, call.rows, gain ? nullptr : wanted.bias, part, parts);
-    if (!gain) return;
     const Range own = share(call.columns, part, parts, kWidth<T>);
     const auto grad = [&](int64_t r, int64_t i, int used) {
         return load_as<T>(call.grad + (r * call.directions + d) * call.columns + i, used);
     };
+    if (!gain) {
+        // Without inputs there was no product to take the sums along.
+        if (wanted.bias && call.inputs == 0) sum_columns<T>(call.rows, own, grad, wanted.bias);
+        return;
+    }
     norm_gradients<T>(
         call.rows, own, grad,
         [&](int64_t r, int64_t i, int used) {

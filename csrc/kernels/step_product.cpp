@@ -6,10 +6,7 @@ namespace pykernels {
 
 template <typename T>
 StepProduct<T>::StepProduct(const T* weight, int64_t columns, int64_t depth, bool turned, int64_t parts)
-    : weight_(weight),
-      turned_(turned),
-      panels_(Panels<T>::for_parts(weight ? columns : 0, depth, parts)),
-      packed_(panels_.size()) {}
+    : weight_(weight), turned_(turned), panels_(Panels<T>::for_parts(columns, depth, parts)), packed_(panels_.size()) {}
 
 template <typename T>
 void StepProduct<T>::pack(const Range& panels) const {

@@ -10,7 +10,7 @@ namespace pykernels {
 template <typename T>
 class StepProduct {
   public:
-    // `turned`: the matrix is [columns, depth], or else [depth, columns].
+    // `turned`: the matrix is [columns, depth], or else [depth, columns]. No columns: there is no product.
     StepProduct(const T* weight, int64_t columns, int64_t depth, bool turned, int64_t parts);
 
     int64_t count() const { return panels_.count(); }

@@ -35,7 +35,7 @@ VariantForwardLoop<T>::VariantForwardLoop(const VariantForward<T>& call, int d, 
       cell_(call.c_n ? shape.batch * shape.hidden : 0),
       sums_(shape.batch * first_.stride()),
       second_sums_(shape.batch * second_.stride()),
-      middle_(second.weight ? shape.batch * shape.hidden : 0) {
+      middle_(second.rows ? shape.batch * shape.hidden : 0) {
     const int64_t count = shape.batch * shape.output();
     fill_states(call.h0 ? call.h0 + d * count : nullptr, count, state_.get());
     fill_states(call.c0 ? call.c0 + d * shape.batch * shape.hidden : nullptr, shape.batch * shape.hidden, cell_.get());

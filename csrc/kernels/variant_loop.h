@@ -15,9 +15,17 @@ namespace pykernels {
 // What a kind's products read and where in the weights they are.
 template <typename T>
 struct VariantProduct {
-    const T* weight = nullptr;  // null: there is none
-    int64_t rows = 0, columns = 0;
+    const T* weight = nullptr;
+    int64_t rows = 0, columns = 0;  // none of them: there is no product
 };
+
+// The lanes whose byte is not zero.
+template <typename T>
+[[gnu::always_inline]] inline Vec<T> mask_of(const std::uint8_t* bytes, int used) {
+    alignas(64) T lanes[kWidth<T>] = {};
+    for (int j = 0; j < used; ++j) lanes[j] = static_cast<T>(bytes[j]);
+    return Vec<T>::loadu(lanes) != Vec<T>(T(0));
+}
 
 // One sequence at one step.
 struct VariantRow {
@@ -62,11 +70,7 @@ class VariantForwardLoop {
     // What becomes of a unit whose state may stay: by the mask's bytes, or by the share.
     [[gnu::always_inline]] static V zone_out(const std::uint8_t* stay, T share, const V& before, const V& after,
                                              int used) {
-        if (stay) {
-            alignas(64) T lanes[width] = {};
-            for (int j = 0; j < used; ++j) lanes[j] = static_cast<T>(stay[j]);
-            return V::blendv(after, before, V::loadu(lanes) != V(T(0)));
-        }
+        if (stay) return V::blendv(after, before, mask_of<T>(stay, used));
         return share != 0 ? at::vec::fmadd(V(share), before - after, after) : after;
     }
     // Puts out new values of the state.
@@ -140,16 +144,23 @@ class VariantBackwardLoop {
             grad = grad + load_as<T>(call.grad_y + (at.row * shape.directions + d) * shape.output() + unit, used);
         const std::uint8_t* stay =
             call.noise.stay ? call.noise.stay + (d * shape.rows + at.row) * shape.output() + unit : nullptr;
-        const V kept = grad * staying(stay, call.noise.zoneout, used);
-        store_as<T>(carry_ + at.batch * shape.output() + unit, kept, used);
-        return grad - kept;
+        const auto [before, fresh] = shared(stay, call.noise.zoneout, grad, used);
+        store_as<T>(carry_ + at.batch * shape.output() + unit, before, used);
+        return fresh;
     }
-    // How much of the state before stays.
-    [[gnu::always_inline]] static V staying(const std::uint8_t* stay, T share, int used) {
-        if (!stay) return V(share);
-        alignas(64) T lanes[width] = {};
-        for (int j = 0; j < used; ++j) lanes[j] = stay[j] ? T(1) : T(0);
-        return V::loadu(lanes);
+    // A gradient's parts for the state before, which may stay, and for the new one.
+    struct Shared {
+        V before, fresh;
+    };
+    [[gnu::always_inline]] static Shared shared(const std::uint8_t* stay, T share, const V& grad, int used) {
+        const V zero(T(0));
+        if (stay) {
+            const V stays = mask_of<T>(stay, used);
+            return {V::blendv(zero, grad, stays), V::blendv(grad, zero, stays)};
+        }
+        if (share == 0) return {zero, grad};
+        const V before = grad * V(share);
+        return {before, grad - before};
     }
     // gradient of the recurrent part -> of the sums it came from, where they were normalised.
     void through_norm(const VariantRow& at, const T* grad, T* out, int64_t stats) const;

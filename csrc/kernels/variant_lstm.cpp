@@ -13,6 +13,7 @@ VariantProduct<T> recurrent_product(const Call& call, int d) {
 }
 template <typename T, typename Call>
 VariantProduct<T> projection_product(const Call& call, int d) {
+    if (!call.shape.projection) return {};
     return {call.weights[d].projection, call.shape.projection, call.shape.hidden};
 }
 
@@ -198,8 +199,8 @@ class LstmBackward : public VariantBackwardLoop<T> {
             T* carried = Base::cell_carry(at) + u;
             const V d_cell = load_as<T>(carried, used), d_o = load_as<T>(out + 3 * hidden + u, used);
             const std::uint8_t* stay = call.noise.stay_cell ? call.noise.stay_cell + row * hidden + u : nullptr;
-            const V stays = d_cell * Base::staying(stay, call.noise.zoneout_cell, used);
-            V d_c = load_as<T>(grad_seen + u, used) + (d_cell - stays);
+            const auto [stays, fresh] = Base::shared(stay, call.noise.zoneout_cell, d_cell, used);
+            V d_c = load_as<T>(grad_seen + u, used) + fresh;
             const T* diagonal = weights.peephole ? weights.peephole + u : nullptr;
             if (diagonal) d_c = at::vec::fmadd(d_o, load_as<T>(diagonal + 2 * hidden, used), d_c);
             const auto grads = saved_gates.back(d_c, d_o, last_cell(at.row, u, used));

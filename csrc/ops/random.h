@@ -31,6 +31,8 @@ inline MaskPlan plan_mask(const Tensor& like, const Tensor& seed, int64_t stream
     TORCH_CHECK(p >= 0 && p <= 1, "[random_mask] expected a probability p, got ", p);
     TORCH_CHECK(stream >= 0 && stream <= UINT32_MAX, "[random_mask] expected stream to fit 32 bits, got ", stream);
     check_floating("random_mask", "like", like);
+    TORCH_CHECK(!as_bytes || (value >= 0 && value <= 255 && value == std::floor(value)),
+                "[random_mask] expected a value that is a byte, got ", value);
     auto options = like.options();
     if (as_bytes) options = options.dtype(at::kByte);
     return {static_cast<uint64_t>(*seed.const_data_ptr<int64_t>()), static_cast<uint32_t>(stream),

@@ -5,13 +5,14 @@
 // the states of the step before, q what h' adds to the gates: W_hh (s h'), normalised where there is a gain, + b.
 #pragma once
 
+#include "csrc/core/everywhere.h"
 #include "cuda/kernels/recurrent.h"
 
 namespace pykernels::cuda {
 
 enum class VariantKind : int32_t { lstm, gru, rnn };
 
-constexpr int64_t gates_of(VariantKind kind) {
+PYKERNELS_EVERYWHERE constexpr int64_t gates_of(VariantKind kind) {
     return kind == VariantKind::lstm ? 4 : kind == VariantKind::gru ? 3 : 1;
 }
 

@@ -108,7 +108,7 @@ def _run_layer(
     weights: Sequence[Tensor],
     flags: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    _check(kind.name, variants.layer_norm, input, batch_sizes, weights, flags)
+    _check(kind, variants.layer_norm, input, batch_sizes, states, weights, flags)
     run = partial(
         varied.run_variant_layer,
         partial(_recurrent.run_layer, kind),
@@ -124,14 +124,16 @@ def _run_layer(
 
 
 def _check(
-    kind: str,
+    of: Kind,
     layer_norm: bool,
     input: Tensor,
     batch_sizes: Tensor | None,
+    states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
     flags: Sequence[bool],
 ) -> None:
     """Raise where there is not enough to draw masks and make input parts from; the operators check the rest."""
+    kind = of.name
     bias, *extras, bidirectional = flags
     each = 4 if bias else 2
     if kind == "lstm":
@@ -146,7 +148,16 @@ def _check(
     if input.dim() != rank:
         form = "padded" if batch_sizes is None else "packed"
         raise RuntimeError(f"[{kind}] expected a {rank}-D {form} input, got {input.dim()}-D")
+    if not input.is_floating_point():
+        raise RuntimeError(f"[{kind}] expected input of a floating dtype, got {input.dtype}")
     if weights[1].dim() != 2:
         raise RuntimeError(f"[{kind}] expected weight_hh of two dimensions, got {weights[1].dim()}-D")
-    if batch_sizes is not None and batch_sizes.numel() == 0:
-        raise RuntimeError(f"[{kind}] expected at least one step in batch_sizes, got none")
+    for own in weights[1::each]:
+        if own.shape != weights[1].shape:
+            shapes = f"{list(weights[1].shape)} and {list(own.shape)}"
+            raise RuntimeError(f"[{kind}] expected weight_hh of one shape for both directions, got {shapes}")
+    for state in states:
+        if state is not None and state.dim() != 3:
+            raise RuntimeError(f"[{kind}] expected 3-D states, got {state.dim()}-D")
+    if batch_sizes is not None and (batch_sizes.dim() != 1 or batch_sizes.numel() == 0):
+        raise RuntimeError(f"[{kind}] expected batch_sizes of one dimension and at least one step")

@@ -72,14 +72,15 @@ def gru(
       are added, :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. The weights of each
       direction then end with :math:`\gamma_i` and :math:`\gamma_h` [3H].
     - `zoneout`: in training each unit keeps its last state with this probability, at each step anew:
-      :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`. Otherwise z is the probability itself.
+      :math:`h_t = k_t * h_{t-1} + (1 - k_t) * \tilde{h}_t`. Otherwise k is the probability itself.
     - `recurrent_dropout`: in training :math:`m * h_{t-1}` is fed back in the place of :math:`h_{t-1}`, with one mask m,
-      of 0 and 1 / (1 - p), for all steps of a sequence (not in the term :math:`z_t * h_{t-1}`).
+      of 0 and 1 / (1 - p), for all steps of a sequence (the update gate's :math:`z_t * h_{t-1}` has no mask).
     - `weight_dropout` (DropConnect): in training elements of :math:`W_h` are zero with this probability and the others
       divided by 1 - p, for all steps and sequences of the call.
 
     The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
-    `torch.manual_seed` gives the same ones on every device.
+    `torch.manual_seed` gives the same ones on every device. (Inductor has a generator of its own, with other masks; a
+    captured CUDA graph replays those that it was captured with; `torch.vmap` wants to be told its `randomness`.)
 
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
@@ -103,7 +104,10 @@ def gru(
         RuntimeError: shapes, dtypes or devices do not fit together, or there is no kernel for them.
 
     Sources: Cho et al. 2014 (https://arxiv.org/abs/1406.1078), whose z is 1 - z here, as in torch; the reset after the
-    product: Appleyard, Kocisky and Blunsom 2016 (https://arxiv.org/abs/1604.01946).
+    product: Appleyard, Kocisky and Blunsom 2016 (https://arxiv.org/abs/1604.01946). The variants: layer normalisation,
+    Ba, Kiros and Hinton 2016 (https://arxiv.org/abs/1607.06450); zoneout, Krueger et al. 2017
+    (https://arxiv.org/abs/1606.01305); one mask for all steps, Gal and Ghahramani 2016 (https://arxiv.org/abs/1512.05287);
+    DropConnect of the recurrent weights, Merity, Keskar and Socher 2018 (https://arxiv.org/abs/1708.02182).
 
     Example::
 

@@ -68,7 +68,7 @@ def lstm(
 
     - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they
       are added, :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`, and of the cell where it goes
-      out, :math:`h_t = o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. The weights of each direction then end with
+      out, :math:`o_t * \tanh(\gamma_c * N(c_t) + \beta_c)`. The weights of each direction then end with
       :math:`\gamma_i` and :math:`\gamma_h` [4H], :math:`\gamma_c` and :math:`\beta_c` [H].
     - `zoneout`: in training each unit keeps its last h with this probability, at each step anew, and its last c by
       another draw: :math:`h_t = z_t * h_{t-1} + (1 - z_t) * \tilde{h}_t`, where :math:`\tilde{h}_t` comes from the new
@@ -79,7 +79,8 @@ def lstm(
       divided by 1 - p, for all steps and sequences of the call.
 
     The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
-    `torch.manual_seed` gives the same ones on every device.
+    `torch.manual_seed` gives the same ones on every device. (Inductor has a generator of its own, with other masks; a
+    captured CUDA graph replays those that it was captured with; `torch.vmap` wants to be told its `randomness`.)
 
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
@@ -103,7 +104,10 @@ def lstm(
 
     Sources: Hochreiter and Schmidhuber 1997 (https://doi.org/10.1162/neco.1997.9.8.1735); peepholes: Gers and
     Schmidhuber 2000 (https://doi.org/10.1109/IJCNN.2000.861302); projections: Sak, Senior and Beaufays 2014
-    (https://arxiv.org/abs/1402.1128).
+    (https://arxiv.org/abs/1402.1128). The variants: layer normalisation,
+    Ba, Kiros and Hinton 2016 (https://arxiv.org/abs/1607.06450); zoneout, Krueger et al. 2017
+    (https://arxiv.org/abs/1606.01305); one mask for all steps, Gal and Ghahramani 2016 (https://arxiv.org/abs/1512.05287);
+    DropConnect of the recurrent weights, Merity, Keskar and Socher 2018 (https://arxiv.org/abs/1708.02182).
 
     Example::
 

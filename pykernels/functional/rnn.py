@@ -70,7 +70,7 @@ def rnn(
 
     Variants, which compose with each other and with everything else but `projection`:
 
-    - `layer_norm`: layer normalisation N over all gates, with :math:`\epsilon = 10^{-5}`, of the products before they
+    - `layer_norm`: layer normalisation N over all units, with :math:`\epsilon = 10^{-5}`, of the products before they
       are added, :math:`\gamma_i * N(W_i x_t) + b_i + \gamma_h * N(W_h h_{t-1}) + b_h`. The weights of each
       direction then end with :math:`\gamma_i` and :math:`\gamma_h` [H].
     - `zoneout`: in training each unit keeps its last state with this probability, at each step anew:
@@ -81,7 +81,8 @@ def rnn(
       divided by 1 - p, for all steps and sequences of the call.
 
     The masks are drawn by `random_mask` with one number for each layer from torch's generator of the CPU, so that
-    `torch.manual_seed` gives the same ones on every device.
+    `torch.manual_seed` gives the same ones on every device. (Inductor has a generator of its own, with other masks; a
+    captured CUDA graph replays those that it was captured with; `torch.vmap` wants to be told its `randomness`.)
 
     Args:
         input: [T, B, I], or [B, T, I] if `batch_first`, or the data [N, I] of a `PackedSequence`. float32, float64,
@@ -103,7 +104,10 @@ def rnn(
         ValueError: an unknown nonlinearity, a probability is not in [0, 1], or variants do not go together.
 
     Sources: Elman 1990 (https://doi.org/10.1207/s15516709cog1402_1); Jordan 1986, Serial order (technical report 8604,
-    Institute for Cognitive Science, University of California, San Diego).
+    Institute for Cognitive Science, University of California, San Diego). The variants: layer normalisation,
+    Ba, Kiros and Hinton 2016 (https://arxiv.org/abs/1607.06450); zoneout, Krueger et al. 2017
+    (https://arxiv.org/abs/1606.01305); one mask for all steps, Gal and Ghahramani 2016 (https://arxiv.org/abs/1512.05287);
+    DropConnect of the recurrent weights, Merity, Keskar and Socher 2018 (https://arxiv.org/abs/1708.02182).
 
     Example::
 

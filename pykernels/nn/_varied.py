@@ -35,7 +35,7 @@ class VariedBase(RecurrentBase):
         """Check and keep the variants, and add the parameters that they have."""
         states = 2 if self.mode == "LSTM" else 1
         check_variants(check_bool("layer_norm", layer_norm), zoneout, recurrent_dropout, weight_dropout, states)
-        self.layer_norm, self.zoneout = layer_norm, zoneout
+        self.layer_norm, self.zoneout = layer_norm, tuple(zoneout) if isinstance(zoneout, Sequence) else zoneout
         self.recurrent_dropout, self.weight_dropout = recurrent_dropout, weight_dropout
         if layer_norm:
             first: Any = self._flat_weights[0]

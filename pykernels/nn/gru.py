@@ -40,7 +40,7 @@ class GRU(VariedBase):
         device, dtype: of the parameters.
         reset_after: whether the reset gate works on the hidden part of the candidate (torch, cuDNN) or on the state
             before it (Cho et al.). Weights learned with the one do not serve the other.
-        layer_norm: the sums of the gates are normalised inside the cell; needs `reset_after`.
+        layer_norm: the products of input and state are normalised inside the cell; needs `reset_after`.
         zoneout: the probability with which, in training, a unit keeps its last state. In evaluation the
             state is what it is on average.
         recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
@@ -61,7 +61,7 @@ class GRU(VariedBase):
         bias_ih_l{k}, bias_hh_l{k}: [3H].
         weight_ln_ih_l{k}, weight_ln_hh_l{k}: [3H], the gains of `layer_norm`; ones at first.
 
-        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All but those are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:

@@ -44,7 +44,7 @@ class LSTM(VariedBase):
         proj_size: P; if not zero, the hidden state is projected to this many units.
         device, dtype: of the parameters.
         peephole: the gates also see the cell state, through diagonal weights.
-        layer_norm: the sums of the gates are normalised inside the cell, and c where it goes out.
+        layer_norm: the products of input and state are normalised inside the cell, and c where it goes out.
         zoneout: the probability with which, in training, a unit keeps its last h, and its last c; a pair gives one for
             each. In evaluation the state is what it is on average.
         recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
@@ -69,7 +69,7 @@ class LSTM(VariedBase):
         weight_ln_ih_l{k}, weight_ln_hh_l{k}: [4H], the gains of `layer_norm`; ones at first.
         weight_ln_c_l{k}, bias_ln_c_l{k}: [H], gain and shift of the cell's; ones and zeros at first.
 
-        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All but those are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:

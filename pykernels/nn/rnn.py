@@ -62,7 +62,7 @@ class RNN(VariedBase, _SimpleRNN):
         dropout: the probability with which, in training, an element of what one layer gives the next is zeroed.
         bidirectional: a second set of weights runs over the steps from the last to the first.
         device, dtype: of the parameters.
-        layer_norm: the sums of the gates are normalised inside the cell.
+        layer_norm: the products of input and state are normalised inside the cell.
         zoneout: the probability with which, in training, a unit keeps its last state. In evaluation the
             state is what it is on average.
         recurrent_dropout: the probability with which, in training, a unit of the state is not fed back, at any step.
@@ -83,7 +83,7 @@ class RNN(VariedBase, _SimpleRNN):
         bias_ih_l{k}, bias_hh_l{k}: [H].
         weight_ln_ih_l{k}, weight_ln_hh_l{k}: [H], the gains of `layer_norm`; ones at first.
 
-        The other direction's names end in `_reverse`. All others are drawn from the uniform distribution between
+        The other direction's names end in `_reverse`. All but those are drawn from the uniform distribution between
         -1/sqrt(H) and 1/sqrt(H), in the order in which torch draws them.
 
     Raises:

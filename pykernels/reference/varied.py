@@ -53,6 +53,8 @@ def check_variants(
     each: tuple[Any, ...] = tuple(zoneout) if isinstance(zoneout, (tuple, list)) else (zoneout,) * states
     if len(each) != states:
         raise ValueError(f"zoneout should be a number or one for each of {states} states, got {zoneout!r}")
+    if not isinstance(layer_norm, bool):
+        raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
     names = (*["zoneout"] * states, "recurrent_dropout", "weight_dropout")
     for name, p in zip(names, (*each, recurrent_dropout, weight_dropout), strict=True):
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
@@ -169,4 +171,7 @@ def _batch(input: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor | 
     """The number of sequences."""
     if batch_sizes is None:
         return input.shape[1]
-    return next((state.shape[1] for state in states if state is not None), None) or int(batch_sizes[0])
+    for state in states:
+        if state is not None:
+            return state.shape[1]
+    return int(batch_sizes[0])

@@ -171,3 +171,14 @@ def test_wrong_arguments(device):
     for text, (input, others) in wrong.items():
         with pytest.raises(RuntimeError, match=text):
             FORWARD(input, None, others, *case.flags, True)
+
+
+@pytest.mark.parametrize("layer_norm", FLAG)
+def test_no_inputs(device, layer_norm):
+    """Nothing but the bias is put out, and it has a gradient."""
+    case = Part(inputs=0, layer_norm=layer_norm, bidirectional=True)
+    tensors = case.tensors(device=device)
+    found, truth = (case.results(function, tensors) for function in (case.run, case.twin))
+    for name, tensor in found.items():
+        assert tensor.shape == truth[name].shape
+        assert distance(tensor, truth[name], 1e-3) < 1e-9, name
