@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu"))
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 ARCHITECTURES = ("80", "90a")
+DISPATCH = {"variant.cu"}  # chooses among the kernels of other files and has none
 INCLUDES = [f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
 
 
@@ -55,7 +56,9 @@ def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property
         said,
         re.DOTALL,
     )
-    assert {architecture for _, architecture, *_ in report} == set(ARCHITECTURES)
+    assert {architecture for _, architecture, *_ in report} == (
+        set() if source.name in DISPATCH else set(ARCHITECTURES)
+    )
     for name, architecture, *memory, registers in report:
         record_property(f"registers of {name} on sm_{architecture}", int(registers))
         print(f"sm_{architecture} {registers:>3} registers {name}")
