@@ -48,7 +48,7 @@ def test_self_check_finds_wrong_results(monkeypatch, capsys):
         return output, h_n, c_n * 1.2
 
     monkeypatch.setattr(functional, "lstm", wrong)
-    assert _failures(capsys) == 16
+    assert _failures(capsys) == 24
 
 
 def test_self_check_finds_one_wrong_element_in_a_gradient(monkeypatch, capsys):
@@ -72,4 +72,4 @@ def test_self_check_finds_nan(monkeypatch, capsys):
         return output, torch.where(torch.arange(h_n.shape[-1]) == 3, torch.nan, h_n), c_n
 
     monkeypatch.setattr(functional, "lstm", wrong)
-    assert _failures(capsys) == 16
+    assert _failures(capsys) == 24
