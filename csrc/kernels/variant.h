@@ -3,12 +3,9 @@
 #pragma once
 
 #include "kernels/recurrent.h"
+#include "kernels/recurrent_kind.h"
 
 namespace pykernels {
-
-enum class RecurrentKind { lstm, gru, rnn };
-
-inline constexpr double kNormEpsilon = 1e-5;  // added to variances
 
 // Parameters of one direction; null where there is none.
 template <typename T>

@@ -46,7 +46,7 @@ struct VariantContract {
     RecurrentKind kind;
     VariantFlags flags;
 
-    int64_t gates() const { return kind == RecurrentKind::lstm ? 4 : kind == RecurrentKind::gru ? 3 : 1; }
+    int64_t gates() const { return gates_of(kind); }
     bool cell_states() const { return kind == RecurrentKind::lstm; }
     int64_t saved_gates() const { return kind == RecurrentKind::rnn ? 1 : 4; }
     int64_t stats() const { return cell_states() ? 3 : 1; }

@@ -35,10 +35,10 @@ struct VariantBackwardPass {
         const VariantLayer& layer = op.layer;
         const int64_t summed = accumulator_bytes(layer.dtype);
         const int64_t width = gates_of(layer.kind) * layer.hidden;
-        const bool gru = layer.kind == VariantKind::gru;
+        const bool gru = layer.kind == RecurrentKind::gru;
         Workspace workspace(op.workspace, layer);
         kept = gru || is_active(layer.zoneout) ? workspace.take(summed, layer.state) : nullptr;
-        grad_cell = layer.kind == VariantKind::lstm ? workspace.take(summed) : nullptr;
+        grad_cell = layer.kind == RecurrentKind::lstm ? workspace.take(summed) : nullptr;
         grad_fresh = layer.layer_norm ? workspace.take(summed) : nullptr;
         recurrent = {op.grad_input, width, layer.directions * width};
         if (op.grad_recurrent != nullptr) {
@@ -75,7 +75,7 @@ struct VariantBackwardPass {
     }
     template <class T>
     __device__ const T* gates_row(const StepRows& rows, int64_t d, int64_t b) const {
-        const int64_t width = (op.layer.kind == VariantKind::rnn ? 1 : 4) * op.layer.hidden;
+        const int64_t width = (op.layer.kind == RecurrentKind::rnn ? 1 : 4) * op.layer.hidden;
         return static_cast<const T*>(op.gates) + saved_at(op.layer, d, rows.row + b, width);
     }
 

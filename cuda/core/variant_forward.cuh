@@ -21,7 +21,7 @@ struct VariantForwardPass {
     size_t lay_out() {
         const VariantLayer& layer = op.layer;
         const int64_t stored = storage_bytes(layer.dtype), summed = accumulator_bytes(layer.dtype);
-        const bool gru = layer.kind == VariantKind::gru, lstm = layer.kind == VariantKind::lstm;
+        const bool gru = layer.kind == RecurrentKind::gru, lstm = layer.kind == RecurrentKind::lstm;
         Workspace workspace(op.workspace, layer);
         state = gru || is_active(layer.zoneout) ? workspace.take(summed, layer.state) : nullptr;
         fed = layer.state_scale != nullptr ? workspace.take(stored, 2 * layer.state) : nullptr;

@@ -19,11 +19,11 @@ size_t variant_backward_workspace(const VariantLayer& layer) {
 
 cudaError_t variant_forward(const VariantForward& args, cudaStream_t stream) {
     switch (args.layer.kind) {
-        case VariantKind::lstm:
+        case RecurrentKind::lstm:
             return lstm_variant_forward(args, stream);
-        case VariantKind::gru:
+        case RecurrentKind::gru:
             return gru_variant_forward(args, stream);
-        case VariantKind::rnn:
+        case RecurrentKind::rnn:
             return rnn_variant_forward(args, stream);
     }
     return cudaErrorInvalidValue;
@@ -31,11 +31,11 @@ cudaError_t variant_forward(const VariantForward& args, cudaStream_t stream) {
 
 cudaError_t variant_backward(const VariantBackward& args, cudaStream_t stream) {
     switch (args.layer.kind) {
-        case VariantKind::lstm:
+        case RecurrentKind::lstm:
             return lstm_variant_backward(args, stream);
-        case VariantKind::gru:
+        case RecurrentKind::gru:
             return gru_variant_backward(args, stream);
-        case VariantKind::rnn:
+        case RecurrentKind::rnn:
             return rnn_variant_backward(args, stream);
     }
     return cudaErrorInvalidValue;

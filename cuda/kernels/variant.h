@@ -5,18 +5,10 @@
 // the states of the step before, q what h' adds to the gates: W_hh (s h'), normalised where there is a gain, + b.
 #pragma once
 
-#include "csrc/core/everywhere.h"
+#include "csrc/kernels/recurrent_kind.h"
 #include "cuda/kernels/recurrent.h"
 
 namespace pykernels::cuda {
-
-enum class VariantKind : int32_t { lstm, gru, rnn };
-
-PYKERNELS_EVERYWHERE constexpr int64_t gates_of(VariantKind kind) {
-    return kind == VariantKind::lstm ? 4 : kind == VariantKind::gru ? 3 : 1;
-}
-
-constexpr double kNormEpsilon = 1e-5;  // added to variances
 
 // What becomes of a state: where `stay` is not 0 it stays as it is; without `stay`, `share` of it stays, everywhere.
 struct Zoneout {
@@ -25,7 +17,7 @@ struct Zoneout {
 };
 
 struct VariantLayer : RecurrentLayer {
-    VariantKind kind;
+    RecurrentKind kind;
     bool form;        // GRU: the reset comes after the product; RNN: relu
     bool layer_norm;  // not of a GRU with the reset before
     // Per direction; null where there is none.

@@ -1,14 +1,15 @@
-// The operators of the input's part on CUDA: products and normalisation are the framework's.
+// The operators of the input's part on CUDA: products and normalisation are the framework's. Between the products,
+// values are in the accumulator's type.
 #include "csrc/ops/input_part.h"
 
+#include <ATen/AccumulateType.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "csrc/kernels/variant.h"
+#include "csrc/kernels/recurrent_kind.h"
 #include "csrc/ops/registry.h"
 #include "cuda/ops/recurrent.h"
 
@@ -25,6 +26,7 @@ InputPartForwardResult forward(const Tensor& input, const OptionalTensor& batch_
     const Tensor normalized = keep ? call.empty({s.directions, s.rows, s.columns}) : call.empty({0});
     const Tensor stats = keep ? call.empty({s.directions, s.rows, 1}) : call.empty({0});
     const Tensor rows = input.reshape({s.rows, s.inputs});
+    const auto wide = at::toAccumulateType(input.scalar_type(), true);
     for (const auto d : c10::irange(s.directions)) {
         const auto p = input_part_parameters(weights, s, d);
         Tensor target = out.select(1, d);
@@ -32,14 +34,15 @@ InputPartForwardResult forward(const Tensor& input, const OptionalTensor& batch_
             input_product(target, rows, p.weight, p.bias);
             continue;
         }
-        const auto [value, mean, scale] = at::native_layer_norm(at::mm(rows, p.weight.t()), {s.columns}, std::nullopt,
-                                                                std::nullopt, pykernels::kNormEpsilon);
+        const auto [value, mean, scale] = at::native_layer_norm(at::mm(rows, p.weight.t()).to(wide), {s.columns},
+                                                                std::nullopt, std::nullopt, kNormEpsilon);
         if (keep) {
             normalized.select(0, d).copy_(value);
             stats.select(0, d).copy_(scale.reshape({s.rows, 1}));
         }
-        at::mul_out(target, value, p.gain);
-        if (bias) target.add_(p.bias);
+        Tensor whole = value * p.gain.to(wide);
+        if (bias) whole += p.bias.to(wide);
+        target.copy_(whole);
     }
     return {out.view(s.output_shape(input)), normalized, stats};
 }
@@ -59,6 +62,7 @@ InputPartBackwardResult backward(const OptionalTensor& grad_output, const Tensor
     }
     const Tensor rows = input.reshape({s.rows, s.inputs});
     const Tensor grad = grad_output->reshape({s.rows, s.directions, s.columns});
+    const auto wide = at::toAccumulateType(input.scalar_type(), true);
     Tensor grad_x = call.empty({0});
     std::vector<Tensor> grads;
     for (const auto d : c10::irange(s.directions)) {
@@ -66,14 +70,15 @@ InputPartBackwardResult backward(const OptionalTensor& grad_output, const Tensor
         const Tensor own = grad.select(1, d);
         Tensor sums = own;
         if (layer_norm) {
-            const Tensor q = own * p.gain, value = normalized.select(0, d);
-            sums = stats.select(0, d) * (q - q.mean(1, true) - value * (q * value).mean(1, true));
+            const Tensor q = own.to(wide) * p.gain.to(wide), value = normalized.select(0, d).to(wide);
+            sums = (stats.select(0, d).to(wide) * (q - q.mean(1, true) - value * (q * value).mean(1, true)))
+                       .to(input.scalar_type());
         }
         if (need_input) grad_x = d == 0 ? at::mm(sums, p.weight) : at::addmm(grad_x, sums, p.weight);
         if (!need_weights) continue;
         grads.push_back(at::mm(sums.t(), rows));
         if (bias) grads.push_back(own.sum(0));
-        if (layer_norm) grads.push_back((own * normalized.select(0, d)).sum(0));
+        if (layer_norm) grads.push_back((own.to(wide) * normalized.select(0, d)).sum(0).to(input.scalar_type()));
     }
     if (need_input) grad_x = grad_x.view(input.sizes());
     return {grad_x, need_weights ? grads : call.nothing(weights.size())};

@@ -15,22 +15,11 @@
 namespace pykernels::cuda {
 namespace {
 
-VariantKind kind_of(const VariantContract& contract) {
-    switch (contract.kind) {
-        case RecurrentKind::lstm:
-            return VariantKind::lstm;
-        case RecurrentKind::gru:
-            return VariantKind::gru;
-        default:
-            return VariantKind::rnn;
-    }
-}
-
 VariantLayer variant_layer(Call& call, const VariantArguments& of) {
     const auto& flags = of.contract.flags;
     VariantLayer layer{};
     call.fill(layer, of.sizes, of.input, of.h0);
-    layer.kind = kind_of(of.contract);
+    layer.kind = of.contract.kind;
     layer.form = flags.form;
     layer.layer_norm = flags.layer_norm;
     for (const auto d : c10::irange(of.sizes.directions)) {

@@ -37,7 +37,7 @@ class Kind:
             or a tensor without a gradient that belongs to this call alone (a mask).
         widths: (weights, flags) -> the width of each state, the first of which is put out (without states, of what is),
             and of the rows of everything kept, 0 for [0].
-        layer_flags: the flags of which the raw kernels of one step have a choice -> all flags.
+        layer_flags: the flags of which the raw kernels of one step, if there are any, have a choice -> all flags.
         cell_keeps: whether the raw forward of one step takes `save` and leaves something; or else its backward takes
             the new state.
         cell_promotes: whether a step under autocast is computed in the wider of the state's dtype and autocast's.
@@ -53,7 +53,7 @@ class Kind:
         kept: int,
         flags: int,
         widths: Widths,
-        layer_flags: Callable[..., tuple[bool, ...]],
+        layer_flags: Callable[..., tuple[bool, ...]] = lambda *flags: flags,
         cell_keeps: bool = True,
         cell_promotes: bool = True,
         layer_promotes: bool = False,

@@ -32,10 +32,6 @@ def _widths(kind: str) -> Callable[..., tuple[Sequence[int], Sequence[int]]]:
     return widths
 
 
-def _no_cell(*_: bool) -> tuple[bool, ...]:
-    raise RuntimeError("[variants] there is no kernel for one step")
-
-
 def _input_widths(weights: Sequence[Tensor], flags: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
     columns, norm = weights[0].shape[0], flags[1]
     return (columns,), (columns if norm else 0, 1 if norm else 0)
@@ -48,7 +44,6 @@ _INPUT_PART = Kind(
     kept=2,  # normalized, stats
     flags=3,  # bias, layer_norm, bidirectional
     widths=_input_widths,
-    layer_flags=_no_cell,
 )
 _KINDS = {
     "lstm": Kind(
@@ -58,7 +53,6 @@ _KINDS = {
         kept=4,  # gates, cells, normalized, stats
         flags=10,  # state_scale, stay, stay_cell, zoneout, zoneout_cell, bias, projection, peephole, layer_norm, bidir.
         widths=_widths("lstm"),
-        layer_flags=_no_cell,
     ),
     "gru": Kind(
         "gru_variant",
@@ -67,7 +61,6 @@ _KINDS = {
         kept=3,  # gates, normalized, stats
         flags=7,  # state_scale, stay, zoneout, bias, reset_after, layer_norm, bidirectional
         widths=_widths("gru"),
-        layer_flags=_no_cell,
     ),
     "rnn": Kind(
         "rnn_variant",
@@ -76,7 +69,6 @@ _KINDS = {
         kept=3,  # gates, normalized, stats
         flags=7,  # state_scale, stay, zoneout, bias, relu, layer_norm, bidirectional
         widths=_widths("rnn"),
-        layer_flags=_no_cell,
     ),
 }
 

@@ -143,6 +143,6 @@ Kind with_common(const Layer& layer) {
 }
 
 // One of the variants' kinds; `own` is the kind's own flag, as in Drawing.
-void run_variant(Layer& layer, VariantKind kind, bool own, bool layer_norm);
+void run_variant(Layer& layer, RecurrentKind kind, bool own, bool layer_norm);
 
 }  // namespace driver

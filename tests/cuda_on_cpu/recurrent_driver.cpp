@@ -120,7 +120,7 @@ int main(int argc, char** argv) {
             cuda_on_cpu_configure(seed, 64, shared_limit);
             Layer layer(drawing, lstm ? 4 : gru ? 3 : 1);
             if (variant) {
-                const auto of = lstm ? VariantKind::lstm : gru ? VariantKind::gru : VariantKind::rnn;
+                const auto of = lstm ? RecurrentKind::lstm : gru ? RecurrentKind::gru : RecurrentKind::rnn;
                 run_variant(layer, of, drawing.variant, false);
                 run_variant(layer, of, gru ? false : drawing.variant, true);
             } else {

@@ -3,10 +3,10 @@
 
 namespace driver {
 
-void run_variant(Layer& layer, VariantKind kind, bool own, bool layer_norm) {
+void run_variant(Layer& layer, RecurrentKind kind, bool own, bool layer_norm) {
     auto& [buffers, D, N, B, H, S, offsets, common, error] = layer;
-    const bool lstm = kind == VariantKind::lstm, gru = kind == VariantKind::gru;
-    const int64_t width = gates_of(kind) * H, gates = kind == VariantKind::rnn ? H : 4 * H;
+    const bool lstm = kind == RecurrentKind::lstm, gru = kind == RecurrentKind::gru;
+    const int64_t width = gates_of(kind) * H, gates = kind == RecurrentKind::rnn ? H : 4 * H;
     const bool packed = common.steps.offsets != nullptr;
     auto variant = with_common<VariantLayer>(layer);
     variant.kind = kind;

@@ -5,31 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pykernels
 from pykernels import functional
 from tests.helpers import Case, assert_equal, call, every_kind, with_gradients
 
+from .compiling import compiled, flat, forget_what_was_compiled
+
+assert forget_what_was_compiled  # around every test
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _forget_what_was_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def compiled(function, backend: str = "aot_eager", dynamic: bool | None = None):
-    """The function compiled in one graph, and the counter of its compilations."""
-    counter = CompileCounterWithBackend(backend)
-    return torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic), counter
-
-
-def flat(results) -> dict[str, torch.Tensor]:
-    return {str(i): t for i, t in enumerate(torch.utils._pytree.tree_leaves(results)) if t.is_floating_point()}
 
 
 MODULES = {
