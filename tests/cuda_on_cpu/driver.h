@@ -13,6 +13,8 @@
 namespace driver {
 
 using namespace pykernels::cuda;
+using pykernels::gates_of;
+using pykernels::RecurrentKind;
 
 class Buffers {
   public:

