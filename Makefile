@@ -1,10 +1,11 @@
 # Every target sets up what it needs. Needs: Python 3.10+ with venv, a C++20 compiler, make.
 #   make demo | test | bench | lint | format | build | gpu | clean
-# Variables: PYTHON (makes .venv), MAX_JOBS, TORCH (the version that development uses), GPU_PYTHON (has a CUDA torch).
+# Variables: PYTHON (makes .venv), MAX_JOBS, WORKERS (tests side by side), TORCH (the version that development uses), GPU_PYTHON (has a CUDA torch).
 
 PYTHON     ?= python3
 GPU_PYTHON ?= python3
 TORCH      ?= 2.13.0
+WORKERS    ?= 2
 VENV       := .venv
 PY         := $(VENV)/bin/python
 READY      := $(VENV)/.pykernels-ready
@@ -35,7 +36,7 @@ build: $(INSTALLED)
 	@$(PY) setup.py --quiet build_ext --inplace
 
 test: build
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 bench: build
 	$(PY) -m bench

@@ -3,28 +3,13 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "core/philox.h"
+#include "core/philox_vector.h"
 #include "core/types.h"
 
 namespace pykernels {
 namespace {
 
-constexpr int64_t kTogether = 64;  // counters side by side, whose numbers are computed in vectors
 constexpr int64_t kGrain = 1 << 16;
-
-// The numbers of counters {begin + i, stream}.
-void philox_together(uint64_t key, uint64_t begin, uint32_t stream, uint32_t (&numbers)[4][kTogether]) {
-    for (int64_t i = 0; i < kTogether; ++i) {
-        numbers[0][i] = static_cast<uint32_t>(begin + i);
-        numbers[1][i] = static_cast<uint32_t>((begin + i) >> 32);
-        numbers[2][i] = stream;
-        numbers[3][i] = 0;
-    }
-    philox_rounds(key, [&](uint32_t k0, uint32_t k1) {
-        for (int64_t i = 0; i < kTogether; ++i)
-            philox_round(numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], k0, k1);
-    });
-}
 
 }  // namespace
 
@@ -37,11 +22,11 @@ void fill_mask(uint64_t key, uint32_t stream, uint64_t threshold, Element value,
     const auto last = static_cast<uint32_t>(std::min<uint64_t>(threshold, uint64_t{1} << 32) - 1);
     const int64_t quarter = (count + 3) / 4;
     parallel_region(threads_for(static_cast<double>(count), kGrain), [&](const Team& team) {
-        const Range own = share(quarter, team.rank, team.size, kTogether);
-        alignas(64) uint32_t numbers[4][kTogether];
-        for (int64_t begin = own.begin; begin < own.end; begin += kTogether) {
-            philox_together(key, static_cast<uint64_t>(begin), stream, numbers);
-            const int64_t used = std::min(kTogether, own.end - begin);
+        const Range own = share(quarter, team.rank, team.size, kPhiloxTogether);
+        alignas(64) uint32_t numbers[4][kPhiloxTogether];
+        for (int64_t begin = own.begin; begin < own.end; begin += kPhiloxTogether) {
+            philox_together(key, static_cast<uint32_t>(begin), static_cast<uint32_t>(begin >> 32), stream, numbers);
+            const int64_t used = std::min(kPhiloxTogether, own.end - begin);
             for (int w = 0; w < 4; ++w) {
                 const int64_t first = w * quarter + begin, here = std::clamp<int64_t>(count - first, 0, used);
                 for (int64_t i = 0; i < here; ++i) mask[first + i] = numbers[w][i] <= last ? value : Element(0);

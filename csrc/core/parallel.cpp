@@ -22,14 +22,17 @@ int thread_limit() {
     return at::get_num_threads();
 }
 
-void Barrier::pause() {
+void wait_a_little(int spin) {
+    constexpr int kSpins = 4096;
+    if (spin >= kSpins) {
+        sched_yield();
+        return;
+    }
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
 }
-
-void Barrier::yield() { sched_yield(); }
 
 }  // namespace pykernels

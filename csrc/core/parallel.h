@@ -29,8 +29,23 @@ inline Range share(int64_t count, int64_t part, int64_t parts, int64_t grain = 1
     return {std::min(begin * grain, count), std::min(end * grain, count)};
 }
 
-// A barrier for the threads of one region. It spins briefly (a step of a time loop takes microseconds), then gives the
-// processor away, so that more threads than cores still make progress.
+// Gives the processor a rest while waiting: `spin` counts the calls. Short waits spin, long ones give the processor
+// away, so that more threads than cores still make progress.
+void wait_a_little(int spin);
+
+// A place that threads pass one after the other, in an order that is known: number n waits until n have passed.
+class Turn {
+  public:
+    void wait(int64_t number) const {
+        for (int spin = 0; passed_.load(std::memory_order_acquire) != number; ++spin) wait_a_little(spin);
+    }
+    void pass() { passed_.fetch_add(1, std::memory_order_release); }
+
+  private:
+    std::atomic<int64_t> passed_{0};
+};
+
+// A barrier for the threads of one region. (A step of a time loop takes microseconds.)
 class Barrier {
   public:
     // Waits until `count` threads have come. False when another thread of the region has failed.
@@ -44,17 +59,13 @@ class Barrier {
         }
         for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; ++spin) {
             if (broken_.load(std::memory_order_relaxed)) return false;
-            spin < kSpins ? pause() : yield();
+            wait_a_little(spin);
         }
         return !broken_.load(std::memory_order_relaxed);
     }
     void break_up() { broken_.store(true, std::memory_order_relaxed); }
 
   private:
-    static constexpr int kSpins = 4096;
-    static void pause();
-    static void yield();
-
     alignas(64) std::atomic<uint32_t> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
     alignas(64) std::atomic<bool> broken_{false};

@@ -7,15 +7,6 @@
 
 namespace pykernels {
 
-template <typename T>
-inline T sum_of_lanes(const Vec<T>& value) {
-    alignas(64) T lanes[kWidth<T>];
-    value.store(lanes);
-    for (int half = kWidth<T> / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-    return lanes[0];
-}
-
 // Calls visit(i, lanes) for every vector of a row.
 template <typename T, typename Visit>
 [[gnu::always_inline]] inline void each_vector(int64_t count, const Visit& visit) {

@@ -64,6 +64,26 @@ inline Vec<Acc> round_to(const Vec<Acc>& value) {
     }
 }
 
+template <typename T>
+inline T sum_of_lanes(const Vec<T>& value) {
+    alignas(64) T lanes[kWidth<T>];
+    value.store(lanes);
+    for (int half = kWidth<T> / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    return lanes[0];
+}
+
+// The largest value, or not a number if there is one.
+template <typename T>
+inline T largest_lane(const Vec<T>& value) {
+    alignas(64) T lanes[kWidth<T>];
+    value.store(lanes);
+    T largest = lanes[0];
+    for (int j = 1; j < kWidth<T>; ++j)
+        if (lanes[j] > largest || lanes[j] != lanes[j]) largest = lanes[j];
+    return largest;
+}
+
 // How the product core loads, broadcasts and accumulates one operand type.
 template <typename T>
 struct Operand {

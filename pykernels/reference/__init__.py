@@ -1,5 +1,6 @@
 """The twins: every operator of `pykernels.functional` in plain PyTorch, written as its equations."""
 
+from .attention import attention, attention_keep
 from .gru import gru, gru_cell, gru_layer
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
@@ -11,5 +12,6 @@ __all__ = [
     "gru", "gru_cell", "gru_layer",
     "rnn", "rnn_cell", "rnn_layer",
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
+    "attention", "attention_keep",
     "random_mask",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
 // Stacks that one processor thread runs in turn. AddressSanitizer is told of every change of the stack.
 #pragma once
 
-#include <csetjmp>
 #include <functional>
 
 namespace cuda_on_cpu {
+
+// Where a stack was left: what the compiler's own setjmp keeps.
+using Point = void* [5];
 
 class Stack {
   public:
@@ -24,7 +26,7 @@ class Stack {
     unsigned char* memory_ = nullptr;
     bool started_ = false;
     const std::function<void()>* main_ = nullptr;
-    jmp_buf point_;
+    Point point_;
     void* fake_stack_ = nullptr;
 };
 

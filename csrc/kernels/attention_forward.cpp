@@ -1,0 +1,233 @@
+// Attention, forward: for a block of rows, scores of a block of keys, their weights, and the weighted sum of values,
+// with running maximum and sum. A row's result depends on the blocks of keys only, which are fixed by the shape.
+#include <atomic>
+
+#include "core/parallel.h"
+#include "kernels/attention_scores.h"
+
+namespace pykernels {
+namespace {
+
+constexpr int64_t kRowsTogether = 16 * kTileRows;  // rows for which a block of keys stays in the cache
+constexpr int64_t kBlockBytes = 256 << 10;         // of packed keys and values
+constexpr int64_t kBlockKeys = 512;                // at most
+constexpr double kGrain = 1 << 18;                 // multiply-adds that are worth a thread
+
+template <typename Call>
+class Forward {
+    using Op = typename Call::Operand;
+    using S = typename Call::Storage;
+    using Acc = typename Call::Acc;
+    using V = Vec<Acc>;
+    static constexpr int width = kWidth<Acc>, kPer = Operand<Op>::kPerElement;
+    static constexpr int64_t kSpan = int64_t(kTileVectors) * width;
+
+  public:
+    explicit Forward(const Call& call)
+        : call_(call),
+          s_(call.shape),
+          deep_((s_.depth + kPer - 1) / kPer),
+          columns_((s_.value_depth + width - 1) / width * width),
+          plain_(ScoreRow<Acc>::plain(s_, call.mask)) {
+        const int64_t bytes = (deep_ + columns_ / kPer) * static_cast<int64_t>(sizeof(Op));
+        const int64_t step = std::max<int64_t>(64, kSpan);
+        block_ = std::min(std::clamp(kBlockBytes / bytes / step * step, step, kBlockKeys),
+                          (s_.keys + step - 1) / step * step);
+    }
+
+    void run() const {
+        const int64_t items = s_.batch * s_.groups, blocks = (s_.rows + kRowsTogether - 1) / kRowsTogether;
+        const int64_t units = s_.heads_of_group() * blocks;
+        const double work = static_cast<double>(s_.batch * s_.heads) * static_cast<double>(s_.rows) *
+                            static_cast<double>(s_.keys) * static_cast<double>(s_.depth + s_.value_depth);
+        const int threads = threads_for(work, kGrain);
+        // A thread takes a whole group of heads where there are enough of them: packed, it is in its own cache.
+        const bool whole = threads == 1 || items % threads == 0 || items >= 4 * threads;
+        const int64_t each = keys_size() + values_size();
+        const Buffer<Op> shared(whole ? 0 : items * each);
+        std::atomic<int64_t> next_item{0}, next_unit{0};
+        parallel_region(threads, [&](const Team& team) {
+            const Buffer<Op> own(whole ? each : 0);
+            Workspace room(*this);
+            for (int64_t item; (item = next_item++) < items;) {
+                Op* packed = whole ? own.get() : shared + item * each;
+                pack(item, packed, room);
+                for (int64_t unit = 0; whole && unit < units; ++unit) attend(item, unit, blocks, packed, room);
+            }
+            if (whole) return;
+            team.wait();
+            for (int64_t unit; (unit = next_unit++) < items * units;)
+                attend(unit / units, unit % units, blocks, shared + unit / units * each, room);
+        });
+    }
+
+  private:
+    struct Workspace {
+        explicit Workspace(const Forward& of)
+            : queries(kRowsTogether, of.s_.depth),
+              keys(of.block_, of.s_.depth),
+              scores(kTileRows * of.block_),
+              weights(std::is_same_v<Op, Acc> ? 0 : kTileRows * of.block_ / kPer),
+              factors(of.s_.dropout_below ? of.block_ : 0),
+              sums(kRowsTogether * of.columns_) {}
+        OperandRows<Op, S> queries, keys;
+        Buffer<Acc> scores;
+        Buffer<Op> weights;
+        Buffer<Acc> factors, sums;
+        Acc highest[kRowsTogether], total[kRowsTogether];
+    };
+
+    int64_t keys_size() const { return (s_.keys + width - 1) / width * width * deep_; }
+    // Keys of a block, filled up to whole vectors.
+    int64_t padded(int64_t count) const { return (count + width - 1) / width * width; }
+    int64_t values_size() const { return padded(s_.keys) / kPer * columns_; }
+    Panels<Op> key_panels(int64_t count) const { return {count, deep_}; }
+    Panels<Op> value_panels(int64_t count) const { return {s_.value_depth, padded(count) / kPer}; }
+
+    void pack(int64_t item, Op* packed, Workspace& room) const {
+        const int64_t b = item / s_.groups, g = item % s_.groups, keys = s_.keys_of(b);
+        for (int64_t first = 0; first < keys; first += block_) {
+            const int64_t count = std::min(block_, keys - first);
+            room.keys.take(call_.key, b, g, first, count);
+            pack_as_columns(room.keys, key_panels(count), packed + first * deep_);
+            pack_as_depth<Op>(call_.value.at(b, g, first), call_.value.row_stride, count, value_panels(count),
+                              packed + keys_size() + first / kPer * columns_);
+        }
+    }
+
+    void attend(int64_t item, int64_t unit, int64_t blocks, const Op* packed, Workspace& room) const {
+        const int64_t b = item / s_.groups, h = item % s_.groups * s_.heads_of_group() + unit / blocks;
+        // the longest first: under a causal mask, the last
+        const int64_t begin = (blocks - 1 - unit % blocks) * kRowsTogether;
+        const int64_t count = std::min(kRowsTogether, s_.rows - begin);
+        const int64_t used = std::clamp<int64_t>(s_.rows_of(b) - begin, 0, count), keys = s_.keys_of(b);
+        std::fill_n(room.sums.get(), used * columns_, Acc(0));
+        std::fill_n(room.highest, used, -std::numeric_limits<Acc>::infinity());
+        std::fill_n(room.total, used, Acc(0));
+        if (used > 0) {
+            room.queries.take(call_.query, b, h, begin, used);
+            const int64_t from = s_.seen(b, begin).begin, to = s_.seen(b, begin + used - 1).end;
+            for (int64_t first = from / block_ * block_; first < to; first += block_) {
+                const KeyRange block{first, std::min(first + block_, keys)};
+                for_row_tiles(used, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+                    tile<Rows>(b, h, begin, row, block, packed, room);
+                });
+            }
+        }
+        put_out(b, h, begin, count, used, room);
+    }
+
+    // Some rows and one block of keys.
+    template <int Rows>
+    void tile(int64_t b, int64_t h, int64_t begin, int64_t row, const KeyRange& block, const Op* packed,
+              Workspace& room) const {
+        const int64_t low = std::max(block.begin, s_.seen(b, begin + row).begin);
+        const int64_t high = std::min(block.end, s_.seen(b, begin + row + Rows - 1).end);
+        if (low >= high) return;
+        const auto keys = key_panels(block.end - block.begin);
+        const int64_t p0 = (low - block.begin) / kSpan, p1 = (high - block.begin + kSpan - 1) / kSpan;
+        const int64_t first = keys.column(p0);
+        const int64_t count = keys.column(p1 - 1) + int64_t(keys.vectors(p1 - 1)) * width - first;
+        for (int64_t p = p0; p < p1; ++p)
+            with_vectors(keys.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+                multiply<Op, Rows, Vectors>(room.queries.template tile<Rows>(row),
+                                            packed + block.begin * deep_ + keys.offset(p), deep_, nullptr, 0,
+                                            room.scores + keys.column(p) - first, block_);
+            });
+        RowPointers<Op, Rows> weights;
+        for (int m = 0; m < Rows; ++m) {
+            const ScoreRow<Acc> line(s_, call_.mask, b, h, begin + row + m);
+            weights.row[m] = soften(line, row + m, block.begin + first, count, room.scores + m * block_,
+                                    room.weights + m * (block_ / kPer), room);
+        }
+        const auto values = value_panels(block.end - block.begin);
+        const Op* packed_values = packed + keys_size() + block.begin / kPer * columns_;
+        for (int64_t p = 0; p < values.count(); ++p)
+            with_vectors(values.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+                Acc* sums = room.sums + row * columns_ + values.column(p);
+                multiply<Op, Rows, Vectors>(weights, packed_values + values.offset(p) + first / kPer * Vectors * width,
+                                            count / kPer, sums, columns_, sums, columns_);
+            });
+    }
+
+    // Products of one row to weights relative to the new maximum; what was summed before is scaled down to it.
+    const Op* soften(const ScoreRow<Acc>& line, int64_t row, int64_t first, int64_t count, Acc* scores, Op* weights,
+                     Workspace& room) const {
+        if (!plain_) line.finish(scores, first, count, nullptr);
+        line.hide(scores, first, count);
+        const Acc factor = plain_ ? static_cast<Acc>(s_.scale * kLog2E) : Acc(1);
+        V most(-std::numeric_limits<Acc>::infinity());
+        for (int64_t j = 0; j < count; j += width) most = at::vec::maximum(most, V::loadu(scores + j));
+        const Acc before = room.highest[row], here = largest_lane(most) * factor;
+        const Acc highest = here <= before ? before : here;  // not a number stays
+        if (highest == -std::numeric_limits<Acc>::infinity()) {
+            std::fill_n(scores, count, Acc(0));
+        } else {
+            if (highest != before) {
+                const Acc down = std::exp2(before - highest);
+                room.highest[row] = highest;
+                room.total[row] *= down;
+                Acc* sums = room.sums + row * columns_;
+                for (int64_t n = 0; n < columns_; n += width) (V::loadu(sums + n) * V(down)).store(sums + n);
+            }
+            V sum(Acc(0));
+            for (int64_t j = 0; j < count; j += width) {
+                const V weight = exp2(at::vec::fmsub(V::loadu(scores + j), V(factor), V(highest)));
+                weight.store(scores + j);
+                sum = sum + weight;
+            }
+            room.total[row] += sum_of_lanes(sum);
+            if (s_.dropout_below) {
+                line.dropout(room.factors, first, count);
+                for (int64_t j = 0; j < count; j += width)
+                    (V::loadu(scores + j) * V::loadu(room.factors + j)).store(scores + j);
+            }
+        }
+        if constexpr (std::is_same_v<Op, Acc>) {
+            return scores;
+        } else {
+            S* narrow = reinterpret_cast<S*>(weights);
+            for (int64_t j = 0; j < count; j += 2 * width) {
+                const bool both = j + width < count;
+                const V first = V::loadu(scores + j), second = both ? V::loadu(scores + j + width) : first;
+                at::vec::convert_float_bfloat16(first, second).store(narrow + j, both ? 2 * width : width);
+            }
+            return weights;
+        }
+    }
+
+    void put_out(int64_t b, int64_t h, int64_t begin, int64_t count, int64_t used, const Workspace& room) const {
+        for (int64_t r = 0; r < count; ++r) {
+            S* out = call_.out.at(b, h, begin + r);
+            const Acc total = r < used ? room.total[r] : Acc(0);
+            call_.lse[(b * s_.heads + h) * s_.rows + begin + r] =
+                total == 0 ? -std::numeric_limits<Acc>::infinity()
+                           : (room.highest[r] + std::log2(total)) * static_cast<Acc>(kLn2);
+            if (total == 0) {
+                std::fill_n(out, s_.value_depth, S(0));
+                continue;
+            }
+            const V share(1 / total);
+            for (int64_t n = 0; n < s_.value_depth; n += width)
+                store_as<Acc>(out + n, V::loadu(room.sums + r * columns_ + n) * share,
+                              static_cast<int>(std::min<int64_t>(width, s_.value_depth - n)));
+        }
+    }
+
+    const Call& call_;
+    const AttentionShape& s_;
+    int64_t deep_, columns_, block_;
+    bool plain_;
+};
+
+}  // namespace
+
+void attention_forward(const AttentionForward<float, float>& call) { Forward(call).run(); }
+void attention_forward(const AttentionForward<double, double>& call) { Forward(call).run(); }
+#ifdef __AVX512BF16__
+void attention_forward(const AttentionForward<Bf16Pair, c10::BFloat16>& call) { Forward(call).run(); }
+#else
+void attention_forward(const AttentionForward<Bf16Pair, c10::BFloat16>&) {}
+#endif
+
+}  // namespace pykernels

@@ -1,0 +1,181 @@
+// What attention's forward and backward share: packed keys and values, and a row of products on its way to exponents.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "core/gemm.h"
+#include "core/philox_vector.h"
+#include "kernels/attention.h"
+
+namespace pykernels {
+
+inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// Rows of a head as the products read them: in place, or copied where pairs of bf16 do not lie side by side.
+template <typename Op, typename S>
+class OperandRows {
+  public:
+    OperandRows(int64_t most, int64_t columns) : deep_((columns + kPer - 1) / kPer), columns_(columns) {
+        if constexpr (kPer > 1) staged_ = Buffer<Op>(most * deep_);
+    }
+    // Rows `begin` to `begin + count` of a head from now on.
+    void take(const HeadRows<const S>& tensor, int64_t b, int64_t h, int64_t begin, int64_t count) {
+        const S* first = tensor.at(b, h, begin);
+        stride_ = tensor.row_stride / kPer;
+        data_ = reinterpret_cast<const Op*>(first);
+        if constexpr (kPer > 1) {
+            if (columns_ % kPer == 0 && tensor.row_stride % kPer == 0) return;
+            S* to = reinterpret_cast<S*>(staged_.get());
+            for (int64_t r = 0; r < count; ++r, to += deep_ * kPer) {
+                const S* from = first + r * tensor.row_stride;
+                std::fill(std::copy(from, from + columns_, to), to + deep_ * kPer, S(0));
+            }
+            data_ = staged_;
+            stride_ = deep_;
+        }
+    }
+    const Op* row(int64_t r) const { return data_ + r * stride_; }
+    int64_t stride() const { return stride_; }
+    int64_t deep() const { return deep_; }  // operands in a row
+    template <int Rows>
+    RowPointers<Op, Rows> tile(int64_t r) const {
+        RowPointers<Op, Rows> pointers;
+        for (int i = 0; i < Rows; ++i) pointers.row[i] = row(r + i);
+        return pointers;
+    }
+
+  private:
+    static constexpr int kPer = Operand<Op>::kPerElement;
+    int64_t deep_, columns_, stride_ = 0;
+    const Op* data_ = nullptr;
+    Buffer<Op> staged_;
+};
+
+// Rows as the columns of panels: for products with other rows. Panels.columns of them; the last vector is filled up
+// with zeros.
+template <typename Op, typename S>
+void pack_as_columns(const OperandRows<Op, S>& rows, const Panels<Op>& panels, Op* packed) {
+    constexpr int64_t together = 16;
+    for (int64_t p = 0; p < panels.count(); ++p) {
+        const int64_t first = panels.column(p), columns = int64_t(panels.vectors(p)) * Panels<Op>::width;
+        const int64_t used = std::min(columns, panels.columns - first);
+        Op* panel = packed + panels.offset(p);
+        if (used < columns) std::fill_n(panel, columns * panels.depth, Op{});
+        for (int64_t j = 0; j < used; j += together)
+            pack_transposed<Op>(rows.row(first + j), rows.stride(), std::min(together, used - j), panels.depth,
+                                panel + j, columns);
+    }
+}
+
+// `count` rows as the depth of panels: for products with their weights. From there to panels.depth, zeros.
+template <typename Op, typename S>
+void pack_as_depth(const S* rows, int64_t stride, int64_t count, const Panels<Op>& panels, Op* packed) {
+    for (int64_t p = 0; p < panels.count(); ++p) {
+        const int64_t first = panels.column(p), columns = int64_t(panels.vectors(p)) * Panels<Op>::width;
+        Op* panel = packed + panels.offset(p);
+        if constexpr (std::is_same_v<Op, S>) {
+            pack_rows<Op>([&](int64_t k) { return rows + k * stride; }, count, first, panels.columns, panels.vectors(p),
+                          panel);
+            std::fill(panel + count * columns, panel + panels.depth * columns, Op(0));
+        } else {
+            const int64_t used = std::min(columns, panels.columns - first);
+            for (int64_t k = 0; k < panels.depth; ++k, panel += columns) {
+                const S *even = rows + 2 * k * stride + first, *odd = even + stride;
+                if (2 * k >= count || used < columns) std::fill_n(panel, columns, Op{});
+                if (2 * k + 1 < count) {
+                    for (int64_t n = 0; n < used; ++n) panel[n] = {even[n], odd[n]};
+                } else if (2 * k < count) {
+                    for (int64_t n = 0; n < used; ++n) panel[n] = {even[n], S(0)};
+                }
+            }
+        }
+    }
+}
+
+// One row of scores of one head.
+template <typename Acc>
+class ScoreRow {
+  public:
+    using V = Vec<Acc>;
+    static constexpr int width = kWidth<Acc>;
+
+    ScoreRow(const AttentionShape& shape, const AttentionMask<Acc>& mask, int64_t b, int64_t h, int64_t row)
+        : shape_(shape),
+          mask_(mask),
+          at_(mask.offset(b, h, row)),
+          number_(b * shape.heads + h),
+          row_(row),
+          seen(shape.seen(b, row)) {}
+
+    // Whether exponents are products times a positive number.
+    static bool plain(const AttentionShape& shape, const AttentionMask<Acc>& mask) {
+        return !mask && shape.softcap == 0 && shape.scale > 0;
+    }
+
+    // Products of the keys from `first` on to exponents of base 2: what is not seen becomes -inf. With a softcap,
+    // slopes[j] is what a gradient is multiplied by on its way back through it; null if not wanted.
+    void finish(Acc* scores, int64_t first, int64_t count, Acc* slopes) const {
+        const V scale(static_cast<Acc>(shape_.scale)), log2e(static_cast<Acc>(kLog2E));
+        const V cap(static_cast<Acc>(shape_.softcap)), inverse(static_cast<Acc>(1 / shape_.softcap)), one(Acc(1));
+        for (int64_t j = 0; j < count; j += width) {
+            V x = V::loadu(scores + j) * scale;
+            if (shape_.softcap != 0) {
+                const V bent = tanh(x * inverse);
+                x = cap * bent;
+                if (slopes) at::vec::fnmadd(bent, bent, one).store(slopes + j);
+            }
+            const int used = static_cast<int>(std::clamp<int64_t>(shape_.keys - first - j, 0, width));
+            if (mask_.added && used > 0) x = x + added(first + j, used);
+            (x * log2e).store(scores + j);
+        }
+        if (mask_.chosen) {
+            const std::uint8_t* chosen = mask_.chosen + at_;
+            const int64_t used = std::min(count, shape_.keys - first);
+            for (int64_t j = 0; j < used; ++j)
+                if (!chosen[(first + j) * mask_.key_stride]) scores[j] = -std::numeric_limits<Acc>::infinity();
+        }
+    }
+    // Makes -inf of what is not seen among the keys from `first` on.
+    void hide(Acc* scores, int64_t first, int64_t count) const {
+        constexpr Acc nothing = -std::numeric_limits<Acc>::infinity();
+        const int64_t begin = std::clamp<int64_t>(seen.begin - first, 0, count);
+        const int64_t end = std::clamp<int64_t>(seen.end - first, begin, count);
+        std::fill(scores, scores + begin, nothing);
+        std::fill(scores + end, scores + count, nothing);
+    }
+    // What dropout multiplies the weights of the keys from `first` on by.
+    void dropout(Acc* factors, int64_t first, int64_t count) const {
+        constexpr int64_t block = 4 * kPhiloxTogether;  // numbers of one round of the generator
+        alignas(64) std::uint32_t numbers[4][kPhiloxTogether];
+        const Acc kept = static_cast<Acc>(shape_.kept);
+        for (int64_t begin = first / block * block; begin < first + count; begin += block) {
+            philox_together(shape_.dropout_key, static_cast<std::uint32_t>(begin / 4), static_cast<std::uint32_t>(row_),
+                            static_cast<std::uint32_t>(number_), numbers);
+            for (int64_t j = 0; j < block; j += 16) {
+                const std::uint32_t* part = numbers[j % 64 / 16] + j / 64 * 16;
+                const int64_t to = begin + j - first;
+                if (to >= 0 && to + 16 <= count) {
+                    for (int i = 0; i < 16; ++i) factors[to + i] = part[i] >= shape_.dropout_below ? kept : Acc(0);
+                } else {
+                    for (int64_t i = std::max<int64_t>(0, -to); i < std::min<int64_t>(16, count - to); ++i)
+                        factors[to + i] = part[i] >= shape_.dropout_below ? kept : Acc(0);
+                }
+            }
+        }
+    }
+
+  private:
+    V added(int64_t key, int used) const {
+        return mask_.key_stride ? load_as<Acc>(mask_.added + at_ + key, used) : V(mask_.added[at_]);
+    }
+
+    const AttentionShape& shape_;
+    const AttentionMask<Acc>& mask_;
+    int64_t at_, number_, row_;
+
+  public:
+    const KeyRange seen;
+};
+
+}  // namespace pykernels

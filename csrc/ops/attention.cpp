@@ -1,0 +1,194 @@
+// The attention operators on the CPU: allocate and call the kernel.
+#include "ops/attention.h"
+
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "kernels/attention.h"
+#include "kernels/recurrent.h"
+#include "ops/registry.h"
+
+namespace pykernels {
+namespace {
+
+// Keeps what a call points into.
+class Held {
+  public:
+    template <typename S>
+    HeadRows<const S> heads(const Tensor& tensor) {
+        const Tensor& kept = keep(tensor.to(c10::CppTypeToScalarType<S>::value));
+        return {kept.const_data_ptr<S>(), kept.stride(0), kept.stride(1), kept.stride(2)};
+    }
+    template <typename S>
+    const S* dense(const OptionalTensor& tensor) {
+        if (!tensor) return nullptr;
+        tensors_.push_back(tensor->to(c10::CppTypeToScalarType<S>::value).contiguous());
+        return tensors_.back().template const_data_ptr<S>();
+    }
+    template <typename Acc>
+    AttentionMask<Acc> mask(const OptionalTensor& mask, const AttentionSizes& s) {
+        if (!mask) return {};
+        const bool chosen = mask->scalar_type() == at::kBool;
+        Tensor kept = keep(chosen ? *mask : mask->to(c10::CppTypeToScalarType<Acc>::value));
+        kept = kept.expand({s.batch, s.heads, s.rows, s.keys});
+        return {chosen ? nullptr : kept.const_data_ptr<Acc>(),
+                chosen ? reinterpret_cast<const std::uint8_t*>(kept.const_data_ptr<bool>()) : nullptr,
+                kept.stride(0),
+                kept.stride(1),
+                kept.stride(2),
+                s.keys > 1 ? kept.stride(3) : 0};
+    }
+
+  private:
+    // With neighbours along the last dimension.
+    const Tensor& keep(Tensor tensor) {
+        const bool beside = tensor.dim() == 0 || tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
+        tensors_.push_back(beside ? tensor : tensor.contiguous());
+        return tensors_.back();
+    }
+    std::vector<Tensor> tensors_;
+};
+
+AttentionShape kernel_shape(const AttentionArguments& args, const AttentionSizes& s, Held& held) {
+    const uint32_t below = args.seed ? attention_dropout_below(args) : 0;
+    return {s.batch,
+            s.heads,
+            s.groups,
+            s.rows,
+            s.keys,
+            s.depth,
+            s.value_depth,
+            held.dense<int64_t>(args.row_lengths),
+            held.dense<int64_t>(args.key_lengths),
+            args.left,
+            args.right,
+            args.bottom_right,
+            args.scale(),
+            args.softcap,
+            args.seed ? static_cast<uint64_t>(*args.seed->const_data_ptr<int64_t>()) : 0,
+            below,
+            args.dropout < 1 ? 1 / (1 - args.dropout) : 0};
+}
+
+template <typename S>
+HeadRows<S> to_heads(const Tensor& tensor) {
+    return {tensor.data_ptr<S>(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+bool nothing_to_do(const AttentionSizes& s) { return s.batch * s.heads * s.rows == 0; }
+
+AttentionForwardResult attend(const AttentionArguments& args) {
+    const auto s = check_attention(args);
+    const auto& query = args.query;
+    const Tensor lse = at::empty({s.batch, s.heads, s.rows}, query.options().dtype(attention_sum_type(query)));
+    const auto run = [&]<typename Op, typename S>(AttentionForward<Op, S> call) -> AttentionForwardResult {
+        using Acc = typename AttentionForward<Op, S>::Acc;
+        const auto options = query.options().dtype(c10::CppTypeToScalarType<S>::value);
+        const Tensor out = empty_heads(query, s.value_depth, options);
+        if (nothing_to_do(s)) return {out.to(query.scalar_type()), lse};
+        Held held;
+        call.shape = kernel_shape(args, s, held);
+        call.query = held.heads<S>(query);
+        call.key = held.heads<S>(args.key);
+        call.value = held.heads<S>(args.value);
+        call.mask = held.mask<Acc>(args.mask, s);
+        call.out = to_heads<S>(out);
+        call.lse = lse.data_ptr<Acc>();
+        attention_forward(call);
+        return {out.to(query.scalar_type()), lse};
+    };
+    if (query.scalar_type() == at::kDouble) return run(AttentionForward<double, double>{});
+    if (query.scalar_type() == at::kBFloat16 && has_bf16_products())
+        return run(AttentionForward<Bf16Pair, c10::BFloat16>{});
+    return run(AttentionForward<float, float>{});
+}
+
+AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given, bool need_query,
+                                  bool need_key, bool need_value, bool need_mask) {
+    const auto s = check_attention(args);
+    check_attention_backward(args, s, given);
+    const auto type = args.query.scalar_type();
+    const auto run = [&]<typename T>(AttentionBackward<T> call) -> AttentionBackwardResult {
+        const auto options = args.query.options().dtype(c10::CppTypeToScalarType<T>::value);
+        const auto wanted = [&](bool want, const Tensor& of) {
+            return want ? empty_heads(of, of.size(3), options).zero_() : at::empty({0}, options);
+        };
+        const Tensor grad_query = wanted(need_query, args.query), grad_key = wanted(need_key, args.key);
+        const Tensor grad_value = wanted(need_value, args.value);
+        const bool mask = need_mask && args.mask && args.mask->scalar_type() != at::kBool;
+        const Tensor grad_mask =
+            mask ? at::zeros(attention_mask_shape(*args.mask, s), options) : at::empty({0}, options);
+        if (!nothing_to_do(s) && s.keys > 0) {
+            Held held;
+            call.shape = kernel_shape(args, s, held);
+            call.query = held.heads<T>(args.query);
+            call.key = held.heads<T>(args.key);
+            call.value = held.heads<T>(args.value);
+            call.out = held.heads<T>(given.out);
+            call.grad_out =
+                held.heads<T>(given.grad_out ? *given.grad_out : at::zeros(given.out.sizes(), given.out.options()));
+            call.mask = held.mask<T>(args.mask, s);
+            call.lse = held.dense<T>(given.lse);
+            call.grad_lse = held.dense<T>(given.grad_lse);
+            if (need_query) call.grad_query = to_heads<T>(grad_query);
+            if (need_key) call.grad_key = to_heads<T>(grad_key);
+            if (need_value) call.grad_value = to_heads<T>(grad_value);
+            if (mask) {
+                call.grad_mask = grad_mask.data_ptr<T>();
+                const auto stride = [&](int d) { return grad_mask.size(d) == 1 ? 0 : grad_mask.stride(d); };
+                call.grad_mask_batch = stride(0);
+                call.grad_mask_head = stride(1);
+                call.grad_mask_row = stride(2);
+            }
+            attention_backward(call);
+        }
+        return {grad_query.to(type), grad_key.to(type), grad_value.to(type),
+                (mask ? grad_mask.sum_to_size(args.mask->sizes()) : grad_mask).to(type)};
+    };
+    return type == at::kDouble ? run(AttentionBackward<double>{}) : run(AttentionBackward<float>{});
+}
+
+AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
+                               const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
+                               const OptionalTensor& seed, std::optional<double> scale, double softcap, double dropout,
+                               int64_t left, int64_t right, bool bottom_right) {
+    return attend(
+        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right});
+}
+
+AttentionBackwardResult backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
+                                 const Tensor& key, const Tensor& value, const OptionalTensor& mask,
+                                 const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
+                                 const OptionalTensor& seed, const Tensor& out, const Tensor& lse,
+                                 std::optional<double> scale, double softcap, double dropout, int64_t left,
+                                 int64_t right, bool bottom_right, bool need_query, bool need_key, bool need_value,
+                                 bool need_mask) {
+    return gradients(
+        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right},
+        {grad_out, grad_lse, out, lse}, need_query, need_key, need_value, need_mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pykernels, m) {
+    m.def(
+        "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? row_lengths, "
+        "Tensor? key_lengths, Tensor? seed, float? scale, float softcap, float dropout, SymInt left, SymInt right, "
+        "bool bottom_right) -> (Tensor out, Tensor lse)",
+        {at::Tag::pt2_compliant_tag});
+    m.def(
+        "attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor? mask, "
+        "Tensor? row_lengths, Tensor? key_lengths, Tensor? seed, Tensor out, Tensor lse, float? scale, float softcap, "
+        "float dropout, SymInt left, SymInt right, bool bottom_right, bool need_query, bool need_key, bool need_value, "
+        "bool need_mask) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask)",
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
+    m.impl("attention_forward", forward);
+    m.impl("attention_backward", backward);
+}
+
+static const RawKernel raw_kernels[] = {{"attention_forward", forward}, {"attention_backward", backward}};
+
+}  // namespace pykernels

@@ -1,0 +1,77 @@
+// Contract of the attention operators, for every backend.
+//
+// query      [B, H, L, E], key [B, G, S, E], value [B, G, S, F] with H a multiple of G: query head h reads head h / (H
+// / G) mask       none, or of the query's dtype (added to the scores) or bool (true: is seen), broadcast to [B, H, L,
+// S] row_lengths, key_lengths
+//            none, or int64 [B] on the query's device: of each example only so many rows and keys are there
+// seed       none (no dropout), or one int64 on the CPU: the key of the random numbers
+// scale, softcap
+//            scores are softcap * tanh(scale * q.k / softcap), or scale * q.k with softcap 0; scale none: 1 / sqrt(E)
+// left, right, bottom_right
+//            row i sees the keys from i + o - left to i + o + right, -1 for no limit; o is 0, or, with bottom_right,
+//            the example's number of keys less that of its rows
+//
+// out        [B, H, L, F], laid out as [B, L, H, F] if the query is; zeros for a row that sees nothing
+// lse        [B, H, L]: logarithm of the sum of exponentials, -inf for a row that sees nothing; float32, or float64 as
+// the
+//            query
+//
+// Dropout multiplies the weight of key j by 1 / (1 - p) or by zero: zero if number (j % 64) / 16 of Philox's counter
+// {(j / 64) * 16 + j % 16, i, b * H + h, 0} is below floor(p 2^32 + 1/2).
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/checks.h"
+
+namespace pykernels {
+
+struct AttentionSizes {
+    int64_t batch, heads, groups, rows, keys, depth, value_depth;
+};
+
+struct AttentionArguments {
+    const Tensor &query, &key, &value;
+    const OptionalTensor &mask, &row_lengths, &key_lengths, &seed;
+    std::optional<double> given_scale;
+    double softcap, dropout;
+    int64_t left, right;
+    bool bottom_right;
+
+    double scale() const {
+        return given_scale.value_or(1 / std::sqrt(static_cast<double>(std::max<int64_t>(query.size(3), 1))));
+    }
+};
+
+struct AttentionGiven {
+    const OptionalTensor &grad_out, &grad_lse;
+    const Tensor &out, &lse;
+};
+
+AttentionSizes check_attention(const AttentionArguments& args);
+void check_attention_backward(const AttentionArguments& args, const AttentionSizes& sizes, const AttentionGiven& given);
+
+// Of the mask's gradient: one as if the mask had all four dimensions and were not broadcast along the keys.
+std::vector<int64_t> attention_mask_shape(const Tensor& mask, const AttentionSizes& sizes);
+
+// Numbers below it drop a weight.
+uint32_t attention_dropout_below(const AttentionArguments& args);
+
+inline at::ScalarType attention_sum_type(const Tensor& query) {
+    return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// [batch, heads, rows, columns] laid out with heads before rows or, as `like` may be, rows before heads.
+inline Tensor empty_heads(const Tensor& like, int64_t columns, const at::TensorOptions& options) {
+    const int64_t batch = like.size(0), heads = like.size(1), rows = like.size(2);
+    if (like.stride(1) < like.stride(2)) return at::empty({batch, rows, heads, columns}, options).transpose(1, 2);
+    return at::empty({batch, heads, rows, columns}, options);
+}
+
+using AttentionForwardResult = std::tuple<Tensor, Tensor>;
+using AttentionBackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+}  // namespace pykernels
