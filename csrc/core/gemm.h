@@ -111,8 +111,8 @@ template <typename Op, int Vectors>
 
 // Dot products of x with `count` rows of a matrix, `stride` apart and not packed: one vector of sums. For a few rows of
 // x, where packing the matrix would cost more than it saves.
-template <typename T>
-Vec<T> dot_rows(const T* rows, int64_t stride, int count, const T* x, int64_t depth) {
+template <typename T, typename S>
+Vec<T> dot_rows(const S* rows, int64_t stride, int count, const T* x, int64_t depth) {
     constexpr int width = kWidth<T>;
     alignas(64) T sums[width * width], transposed[width * width];
     const int64_t whole = depth / width * width;

@@ -4,6 +4,7 @@
 
 #include <ATen/cpu/vec/vec.h>
 
+#include <array>
 #include <type_traits>
 
 #include "core/types.h"
@@ -31,12 +32,11 @@ inline Vec<Acc> load_as(const S* p, int count = kWidth<Acc>) {
     if constexpr (std::is_same_v<S, Acc>) {
         return count == kWidth<Acc> ? Vec<Acc>::loadu(p) : Vec<Acc>::loadu(p, count);
     } else {
-        alignas(64) S lanes[Vec<S>::size()] = {};
-        for (int j = 0; j < count; ++j) lanes[j] = p[j];
+        const auto lanes = Vec<S>::loadu(p, count);
         if constexpr (std::is_same_v<S, c10::BFloat16>) {
-            return std::get<0>(at::vec::convert_bfloat16_float(Vec<S>::loadu(lanes)));
+            return std::get<0>(at::vec::convert_bfloat16_float(lanes));
         } else {
-            return std::get<0>(at::vec::convert_half_float(Vec<S>::loadu(lanes)));
+            return std::get<0>(at::vec::convert_half_float(lanes));
         }
     }
 }
@@ -64,25 +64,37 @@ inline Vec<Acc> round_to(const Vec<Acc>& value) {
     }
 }
 
+// The larger value of each lane; of two of which one is not a number, either.
 template <typename T>
-inline T sum_of_lanes(const Vec<T>& value) {
+inline Vec<T> larger(const Vec<T>& a, const Vec<T>& b) {
+    return at::vec::clamp_min(a, b);
+}
+
+// Lanes put together by halves: the first with the one in the middle, and so on.
+template <typename T, typename Join>
+inline T join_lanes(const Vec<T>& value, const Join& join) {
     alignas(64) T lanes[kWidth<T>];
     value.store(lanes);
     for (int half = kWidth<T> / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+        for (int j = 0; j < half; ++j) lanes[j] = join(lanes[j], lanes[j + half]);
     return lanes[0];
 }
 
-// The largest value, or not a number if there is one.
+#if defined(CPU_CAPABILITY_AVX512)
+inline float sum_of_lanes(const Vec<float>& value) { return _mm512_reduce_add_ps(value); }
+inline double sum_of_lanes(const Vec<double>& value) { return _mm512_reduce_add_pd(value); }
+inline float largest_lane(const Vec<float>& value) { return _mm512_reduce_max_ps(value); }
+inline double largest_lane(const Vec<double>& value) { return _mm512_reduce_max_pd(value); }
+#else
+template <typename T>
+inline T sum_of_lanes(const Vec<T>& value) {
+    return join_lanes(value, [](T a, T b) { return a + b; });
+}
 template <typename T>
 inline T largest_lane(const Vec<T>& value) {
-    alignas(64) T lanes[kWidth<T>];
-    value.store(lanes);
-    T largest = lanes[0];
-    for (int j = 1; j < kWidth<T>; ++j)
-        if (lanes[j] > largest || lanes[j] != lanes[j]) largest = lanes[j];
-    return largest;
+    return join_lanes(value, [](T a, T b) { return a > b ? a : b; });
 }
+#endif
 
 // How the product core loads, broadcasts and accumulates one operand type.
 template <typename T>
@@ -113,6 +125,21 @@ struct Operand<Bf16Pair> {
         return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
     }
 };
+
+// Neighbouring values as pairs, rounded to the nearest.
+inline void store_pairs(const Vec<float>& first, const Vec<float>& second, Bf16Pair* to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+// Each value of one vector and the same of the other as a pair.
+inline void store_zipped(const Vec<float>& even, const Vec<float>& odd, Bf16Pair* to) {
+    alignas(64) static constexpr auto order = [] {
+        std::array<int16_t, 32> lanes{};
+        for (int i = 0; i < 32; ++i) lanes[i] = static_cast<int16_t>(i / 2 + i % 2 * 16);
+        return lanes;
+    }();
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), both));
+}
 #endif
 
 // Rows of the register tile: with four vectors a row, as many as the registers hold beside the operands.

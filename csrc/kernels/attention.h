@@ -75,14 +75,18 @@ struct AttentionForward {
 
 // Gradients may be null where they are not wanted. grad_mask is [batch or 1, heads or 1, rows or 1, keys] like the
 // mask, but never broadcast along the keys, and zero before.
-template <typename T>
+template <typename Operand_, typename Storage_>
 struct AttentionBackward {
+    using Operand = Operand_;
+    using Storage = Storage_;
+    using Acc = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
     AttentionShape shape;
-    HeadRows<const T> query, key, value, out, grad_out;
-    AttentionMask<T> mask;
-    const T *lse, *grad_lse;  // grad_lse may be null
-    HeadRows<T> grad_query, grad_key, grad_value;
-    T* grad_mask;
+    HeadRows<const Storage> query, key, value, out, grad_out;
+    AttentionMask<Acc> mask;
+    const Acc *lse, *grad_lse;  // grad_lse may be null
+    HeadRows<Storage> grad_query, grad_key, grad_value;
+    Acc* grad_mask;
     int64_t grad_mask_batch, grad_mask_head, grad_mask_row;  // strides, 0 where it is summed
 };
 
@@ -90,7 +94,14 @@ void attention_forward(const AttentionForward<float, float>& call);
 void attention_forward(const AttentionForward<double, double>& call);
 void attention_forward(const AttentionForward<Bf16Pair, c10::BFloat16>& call);
 
-void attention_backward(const AttentionBackward<float>& call);
-void attention_backward(const AttentionBackward<double>& call);
+// The same for a few rows, which read the keys in place. (Pairs of bf16 are not needed: any processor runs it.)
+inline bool are_few(const AttentionShape& shape) { return shape.heads_of_group() * shape.rows <= 4; }
+void attention_few(const AttentionForward<float, float>& call);
+void attention_few(const AttentionForward<double, double>& call);
+void attention_few(const AttentionForward<Bf16Pair, c10::BFloat16>& call);
+
+void attention_backward(const AttentionBackward<float, float>& call);
+void attention_backward(const AttentionBackward<double, double>& call);
+void attention_backward(const AttentionBackward<Bf16Pair, c10::BFloat16>& call);
 
 }  // namespace pykernels

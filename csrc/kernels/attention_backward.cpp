@@ -15,14 +15,18 @@ constexpr int64_t kRowsTogether = 16 * kTileRows;
 constexpr int64_t kBlockKeys = 128;
 constexpr double kGrain = 1 << 18;  // multiply-adds that are worth a thread
 
-template <typename T>
+template <typename Call>
 class Backward {
+    using Op = typename Call::Operand;
+    using S = typename Call::Storage;
+    using T = typename Call::Acc;
     using V = Vec<T>;
-    static constexpr int width = kWidth<T>;
+    static constexpr int width = kWidth<T>, kPer = Operand<Op>::kPerElement;
     static constexpr int64_t kSpan = int64_t(kTileVectors) * width;
+    static constexpr bool kNarrow = !std::is_same_v<Op, T>;
 
   public:
-    explicit Backward(const AttentionBackward<T>& call)
+    explicit Backward(const Call& call)
         : call_(call),
           s_(call.shape),
           plain_(ScoreRow<T>::plain(s_, call.mask)),
@@ -30,7 +34,7 @@ class Backward {
           value_depth_(whole(s_.value_depth)),
           row_blocks_((s_.rows + kRowsTogether - 1) / kRowsTogether),
           key_blocks_((s_.keys + kBlockKeys - 1) / kBlockKeys),
-          in_place_(depth_ == s_.depth),
+          in_place_(std::is_same_v<S, T> && depth_ == s_.depth),
           sums_(call.grad_query.data && !in_place_ ? heads() * s_.rows * depth_ : 0),
           delta_(heads() * s_.rows),
           turns_(std::make_unique<Turn[]>(heads() * row_blocks_)) {}
@@ -41,7 +45,7 @@ class Backward {
         std::atomic<int64_t> next{0}, next_mask{0};
         const int64_t items = s_.batch * s_.groups * key_blocks_;
         parallel_region(threads_for(work, kGrain), [&](const Team& team) {
-            Workspace room(s_, depth_, value_depth_);
+            Workspace room(*this);
             find_delta(share(heads() * s_.rows, team.rank, team.size));
             team.wait();
             if (call_.grad_query.data || call_.grad_key.data || call_.grad_value.data)
@@ -54,32 +58,47 @@ class Backward {
 
   private:
     struct Workspace {
-        Workspace(const AttentionShape& s, int64_t depth, int64_t value_depth)
-            : query_rows(kRowsTogether, s.depth),
-              key_rows(kBlockKeys, s.depth),
-              value_rows(kBlockKeys, s.value_depth),
-              grad_rows(kRowsTogether, s.value_depth),
-              keys_across(kBlockKeys * s.depth),
-              values_across(kBlockKeys * s.value_depth),
-              keys_down(kBlockKeys * depth),
-              queries_down(kRowsTogether * depth),
-              grads_down(kRowsTogether * value_depth),
+        explicit Workspace(const Backward& of)
+            : query_rows(kRowsTogether, of.s_.depth),
+              key_rows(kBlockKeys, of.s_.depth),
+              value_rows(kBlockKeys, of.s_.value_depth),
+              grad_rows(kRowsTogether, of.s_.value_depth),
+              keys_across(kBlockKeys * key_rows.deep()),
+              values_across(kBlockKeys * value_rows.deep()),
+              keys_down(kBlockKeys / kPer * of.depth_),
+              queries_down(kRowsTogether / kPer * of.depth_),
+              grads_down(kRowsTogether / kPer * of.value_depth_),
               weights(kRowsTogether * kBlockKeys),
               slopes(kRowsTogether * kBlockKeys),
               factors(kBlockKeys),
-              bends(s.softcap != 0 ? kTileRows * kBlockKeys : 0),
-              grad_keys(kBlockKeys * depth),
-              grad_values(kBlockKeys * value_depth) {
+              bends(of.s_.softcap != 0 ? kBlockKeys : 0),
+              grad_keys(kBlockKeys * of.depth_),
+              grad_values(kBlockKeys * of.value_depth_),
+              narrow(kNarrow ? 3 * kRowsTogether * kBlockKeys / kPer : 0) {
             for (int64_t r = 0; r < kRowsTogether; ++r) {
-                weight_rows[r] = weights + r * kBlockKeys;
-                slope_rows[r] = slopes + r * kBlockKeys;
+                if constexpr (kNarrow) {
+                    slope_rows[r] = narrow + (2 * kRowsTogether + r) * kBlockKeys / kPer;
+                } else {
+                    slope_rows[r] = slopes + r * kBlockKeys;
+                }
+            }
+            for (int64_t r = 0; r < kRowsTogether / kPer; ++r) {
+                if constexpr (kNarrow) {
+                    weight_columns[r] = narrow + r * kBlockKeys;
+                    slope_columns[r] = narrow + (kRowsTogether / kPer + r) * kBlockKeys;
+                } else {
+                    weight_columns[r] = weights + r * kBlockKeys;
+                    slope_columns[r] = slope_rows[r];
+                }
             }
         }
-        OperandRows<T, T> query_rows, key_rows, value_rows, grad_rows;
-        Buffer<T> keys_across, values_across, keys_down, queries_down, grads_down;
+        OperandRows<Op, S> query_rows, key_rows, value_rows, grad_rows;
+        Buffer<Op> keys_across, values_across, keys_down, queries_down, grads_down;
         Buffer<T> weights, slopes;  // P and dS of a block of rows
         Buffer<T> factors, bends, grad_keys, grad_values;
-        const T *weight_rows[kRowsTogether], *slope_rows[kRowsTogether];
+        Buffer<Op> narrow;  // P and dS as operands, if those are of another type
+        // As the products read them: pairs of rows of one key, and rows.
+        Op *weight_columns[kRowsTogether / kPer], *slope_columns[kRowsTogether / kPer], *slope_rows[kRowsTogether];
     };
     struct Block {
         int64_t b, h;
@@ -103,17 +122,21 @@ class Backward {
         return from < to ? KeyRange{from / kBlockKeys, (to + kBlockKeys - 1) / kBlockKeys} : KeyRange{0, 0};
     }
 
-    // What every gradient of a row's scores has in common: its weights' gradients in the mean.
+    // What every gradient of a row's scores has in common: its weights' gradients in the mean. And zeros for the
+    // queries to which no gradient goes.
     void find_delta(const Range& own) const {
         for (int64_t at = own.begin; at < own.end; ++at) {
             const int64_t b = at / s_.rows / s_.heads, h = at / s_.rows % s_.heads, row = at % s_.rows;
-            const T *out = call_.out.at(b, h, row), *grad = call_.grad_out.at(b, h, row);
+            const S *out = call_.out.at(b, h, row), *grad = call_.grad_out.at(b, h, row);
             V sum(T(0));
             for (int64_t n = 0; n < s_.value_depth; n += width) {
                 const int used = static_cast<int>(std::min<int64_t>(width, s_.value_depth - n));
                 sum = at::vec::fmadd(load_as<T>(out + n, used), load_as<T>(grad + n, used), sum);
             }
             delta_[at] = sum_of_lanes(sum) - (call_.grad_lse ? call_.grad_lse[at] : T(0));
+            const KeyRange seen = blocks_seen(b, rows_of(b, row / kRowsTogether));
+            if (call_.grad_query.data && (row >= s_.rows_of(b) || seen.begin == seen.end))
+                std::fill_n(call_.grad_query.at(b, h, row), s_.depth, S(0));
         }
     }
 
@@ -121,19 +144,23 @@ class Backward {
         const int64_t count = block.key_count();
         room.key_rows.take(call_.key, block.b, g, block.keys.begin, count);
         room.value_rows.take(call_.value, block.b, g, block.keys.begin, count);
-        pack_as_columns(room.key_rows, Panels<T>{count, s_.depth}, room.keys_across.get());
-        pack_as_columns(room.value_rows, Panels<T>{count, s_.value_depth}, room.values_across.get());
+        pack_as_columns(room.key_rows, Panels<Op>{count, room.key_rows.deep()}, room.keys_across.get());
+        pack_as_columns(room.value_rows, Panels<Op>{count, room.value_rows.deep()}, room.values_across.get());
     }
 
     // One block of keys.
     void keys(int64_t b, int64_t g, int64_t j, Workspace& room) const {
         Block block{b, 0, {}, keys_of(b, j)};
-        const int64_t count = block.key_count();
-        if (count <= 0) return;
+        const int64_t count = std::max<int64_t>(0, block.key_count());
+        for (int64_t k = j * kBlockKeys + count; k < std::min((j + 1) * kBlockKeys, s_.keys); ++k) {
+            if (call_.grad_key.data) std::fill_n(call_.grad_key.at(b, g, k), s_.depth, S(0));
+            if (call_.grad_value.data) std::fill_n(call_.grad_value.at(b, g, k), s_.value_depth, S(0));
+        }
+        if (count == 0) return;
         pack_keys(block, g, room);
         if (call_.grad_query.data)
-            pack_as_depth<T>(room.key_rows.row(0), room.key_rows.stride(), count, Panels<T>{s_.depth, whole(count)},
-                             room.keys_down.get());
+            pack_as_depth<Op>(call_.key.at(b, g, block.keys.begin), call_.key.row_stride, count,
+                              Panels<Op>{s_.depth, whole(count) / kPer}, room.keys_down.get());
         std::fill_n(room.grad_keys.get(), count * depth_, T(0));
         std::fill_n(room.grad_values.get(), count * value_depth_, T(0));
         for (block.h = g * s_.heads_of_group(); block.h < (g + 1) * s_.heads_of_group(); ++block.h)
@@ -153,21 +180,44 @@ class Backward {
         for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
             slopes<Rows>(block, row, room, true);
         });
-        if (call_.grad_value.data) {
-            const Panels<T> panels{s_.value_depth, count};
-            pack_as_depth<T>(room.grad_rows.row(0), room.grad_rows.stride(), count, panels, room.grads_down.get());
-            add_columns(room.weight_rows, block.key_count(), panels, room.grads_down, room.grad_values, value_depth_);
-        }
-        if (call_.grad_key.data) {
-            const Panels<T> panels{s_.depth, count};
-            pack_as_depth<T>(room.query_rows.row(0), room.query_rows.stride(), count, panels, room.queries_down.get());
-            add_columns(room.slope_rows, block.key_count(), panels, room.queries_down, room.grad_keys, depth_);
-        }
+        if constexpr (kNarrow) narrow(count, whole(block.key_count()), room);
+        const int64_t deep = (count + kPer - 1) / kPer;
+        const auto add = [&](const HeadRows<S>& to, const HeadRows<const S>& from, const Op* const* left,
+                             int64_t columns, Op* packed, T* sums, int64_t stride) {
+            if (!to.data) return;
+            const Panels<Op> panels{columns, deep};
+            pack_as_depth<Op>(from.at(block.b, block.h, block.rows.begin), from.row_stride, count, panels, packed);
+            add_columns(left, block.key_count(), panels, packed, sums, stride);
+        };
+        add(call_.grad_value, call_.grad_out, room.weight_columns, s_.value_depth, room.grads_down, room.grad_values,
+            value_depth_);
+        add(call_.grad_key, call_.query, room.slope_columns, s_.depth, room.queries_down, room.grad_keys, depth_);
         if (!call_.grad_query.data) return;
         Turn& turn = turns_[(block.b * s_.heads + block.h) * row_blocks_ + i];
         turn.wait(j - seen.begin);
         add_to_queries(block, j == seen.begin, j + 1 == seen.end, room);
         turn.pass();
+    }
+
+    // P and dS as operands of the products that follow.
+    void narrow(int64_t count, int64_t keys, Workspace& room) const {
+        if constexpr (kNarrow) {
+            const V zero(T(0));
+            for (int64_t r = 0; r < count; r += kPer) {
+                const T *weight = room.weights + r * kBlockKeys, *slope = room.slopes + r * kBlockKeys;
+                const bool both = r + 1 < count;
+                const auto odd = [&](const T* row, int64_t j) { return both ? V::loadu(row + kBlockKeys + j) : zero; };
+                for (int64_t j = 0; j < keys; j += width) {
+                    store_zipped(V::loadu(weight + j), odd(weight, j), room.weight_columns[r / kPer] + j);
+                    store_zipped(V::loadu(slope + j), odd(slope, j), room.slope_columns[r / kPer] + j);
+                }
+                // (rows have room for whole panels)
+                for (int64_t j = 0; j < keys; j += 2 * width) {
+                    store_pairs(V::loadu(slope + j), V::loadu(slope + j + width), room.slope_rows[r] + j / kPer);
+                    if (both) store_pairs(odd(slope, j), odd(slope, j + width), room.slope_rows[r + 1] + j / kPer);
+                }
+            }
+        }
     }
 
     void take_rows(const Block& block, Workspace& room) const {
@@ -187,13 +237,14 @@ class Backward {
         const int64_t p1 = low < high ? (high - block.keys.begin + kSpan - 1) / kSpan : 0;
         const int64_t first = std::min(p0 * kSpan, padded), end = std::min(p1 * kSpan, padded);
         for (int64_t p = p0; p < p1; ++p) {
-            const Panels<T> keys{block.key_count(), s_.depth}, values{block.key_count(), s_.value_depth};
+            const Panels<Op> keys{block.key_count(), room.key_rows.deep()};
+            const Panels<Op> values{block.key_count(), room.value_rows.deep()};
             with_vectors(keys.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                multiply<T, Rows, Vectors>(room.query_rows.template tile<Rows>(row), room.keys_across + keys.offset(p),
-                                           s_.depth, nullptr, 0, weights + p * kSpan, kBlockKeys);
-                multiply<T, Rows, Vectors>(room.grad_rows.template tile<Rows>(row),
-                                           room.values_across + values.offset(p), s_.value_depth, nullptr, 0,
-                                           slopes + p * kSpan, kBlockKeys);
+                multiply<Op, Rows, Vectors>(room.query_rows.template tile<Rows>(row), room.keys_across + keys.offset(p),
+                                            keys.depth, nullptr, 0, weights + p * kSpan, kBlockKeys);
+                multiply<Op, Rows, Vectors>(room.grad_rows.template tile<Rows>(row),
+                                            room.values_across + values.offset(p), values.depth, nullptr, 0,
+                                            slopes + p * kSpan, kBlockKeys);
             });
         }
         for (int m = 0; m < Rows; ++m, weights += kBlockKeys, slopes += kBlockKeys) {
@@ -214,10 +265,12 @@ class Backward {
         line.hide(weights + first, key, end - first);
         if (s_.dropout_below) line.dropout(room.factors + first, key, end - first);
         const T lse = call_.lse[at];
-        const V factor(plain_ ? static_cast<T>(s_.scale * kLog2E) : T(1)), delta(delta_[at]);
-        const V from(lse == -std::numeric_limits<T>::infinity() ? -lse : lse * static_cast<T>(kLog2E));
+        const V factor(plain_ ? static_cast<T>(s_.scale) : T(1)), log2e(static_cast<T>(kLog2E)), delta(delta_[at]);
+        const V from(lse == -std::numeric_limits<T>::infinity() ? -lse : lse);
         for (int64_t j = first; j < end; j += width) {
-            const V weight = exp2(at::vec::fmsub(V::loadu(weights + j), factor, from));
+            V score = V::loadu(weights + j) * factor;
+            keep_in_register(score);  // rounded, as where the largest of them went into lse
+            const V weight = exp2((score - from) * log2e);
             V grad = V::loadu(slopes + j), used = weight;
             if (s_.dropout_below) {
                 const V kept = V::loadu(room.factors + j);
@@ -232,51 +285,52 @@ class Backward {
     }
 
     // sums[key] += over the rows: left[row][key] * right[row]
-    void add_columns(const T* const* left, int64_t keys, const Panels<T>& panels, const T* right, T* sums,
+    void add_columns(const Op* const* left, int64_t keys, const Panels<Op>& panels, const Op* right, T* sums,
                      int64_t stride) const {
         for (int64_t p = 0; p < panels.count(); ++p)
             with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                 for_row_tiles(keys, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t key) {
                     T* to = sums + key * stride + panels.column(p);
-                    multiply<T, Rows, Vectors>(ColumnPointers<T, Rows>{left, key}, right + panels.offset(p),
-                                               panels.depth, to, stride, to, stride);
+                    multiply<Op, Rows, Vectors>(ColumnPointers<Op, Rows>{left, key}, right + panels.offset(p),
+                                                panels.depth, to, stride, to, stride);
                 });
             });
     }
 
     void add_to_queries(const Block& block, bool first, bool last, Workspace& room) const {
-        const Panels<T> panels{s_.depth, whole(block.key_count())};
-        T* sums = in_place_ ? call_.grad_query.at(block.b, block.h, block.rows.begin)
-                            : sums_ + ((block.b * s_.heads + block.h) * s_.rows + block.rows.begin) * depth_;
+        const Panels<Op> panels{s_.depth, whole(block.key_count()) / kPer};
+        T* sums = sums_ + ((block.b * s_.heads + block.h) * s_.rows + block.rows.begin) * depth_;
+        if constexpr (!kNarrow)
+            if (in_place_) sums = call_.grad_query.at(block.b, block.h, block.rows.begin);
         const int64_t stride = in_place_ ? call_.grad_query.row_stride : depth_;
         for_row_tiles(block.row_count(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-            RowPointers<T, Rows> left;
+            RowPointers<Op, Rows> left;
             for (int m = 0; m < Rows; ++m) left.row[m] = room.slope_rows[row + m];
             for (int64_t p = 0; p < panels.count(); ++p)
                 with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                     T* to = sums + row * stride + panels.column(p);
-                    multiply<T, Rows, Vectors>(left, room.keys_down + panels.offset(p), panels.depth,
-                                               first ? nullptr : to, stride, to, stride);
+                    multiply<Op, Rows, Vectors>(left, room.keys_down + panels.offset(p), panels.depth,
+                                                first ? nullptr : to, stride, to, stride);
                 });
         });
         if (!last) return;
         const V scale(static_cast<T>(s_.scale));
         for (int64_t r = 0; r < block.row_count(); ++r) {
-            T* out = call_.grad_query.at(block.b, block.h, block.rows.begin + r);
+            S* out = call_.grad_query.at(block.b, block.h, block.rows.begin + r);
             for (int64_t n = 0; n < s_.depth; n += width)
-                store_as<T>(out + n, V::loadu(sums + r * stride + n) * scale,
-                            static_cast<int>(std::min<int64_t>(width, s_.depth - n)));
+                store_as<T, S>(out + n, V::loadu(sums + r * stride + n) * scale,
+                               static_cast<int>(std::min<int64_t>(width, s_.depth - n)));
         }
     }
 
-    void put_out(const HeadRows<T>& to, const Block& block, int64_t g, const T* sums, int64_t stride, int64_t columns,
+    void put_out(const HeadRows<S>& to, const Block& block, int64_t g, const T* sums, int64_t stride, int64_t columns,
                  T scale) const {
         if (!to.data) return;
         for (int64_t k = 0; k < block.key_count(); ++k) {
-            T* out = to.at(block.b, g, block.keys.begin + k);
+            S* out = to.at(block.b, g, block.keys.begin + k);
             for (int64_t n = 0; n < columns; n += width)
-                store_as<T>(out + n, V::loadu(sums + k * stride + n) * V(scale),
-                            static_cast<int>(std::min<int64_t>(width, columns - n)));
+                store_as<T, S>(out + n, V::loadu(sums + k * stride + n) * V(scale),
+                               static_cast<int>(std::min<int64_t>(width, columns - n)));
         }
     }
 
@@ -318,12 +372,12 @@ class Backward {
             T* out = to + (block.rows.begin + r) * call_.grad_mask_row;
             for (int64_t k = 0; k < block.key_count(); k += width) {
                 const int used = static_cast<int>(std::min<int64_t>(width, block.key_count() - k));
-                store_as<T>(out + k, load_as<T>(out + k, used) + V::loadu(room.slope_rows[r] + k), used);
+                store_as<T>(out + k, load_as<T>(out + k, used) + V::loadu(room.slopes + r * kBlockKeys + k), used);
             }
         }
     }
 
-    const AttentionBackward<T>& call_;
+    const Call& call_;
     const AttentionShape& s_;
     bool plain_;
     int64_t depth_, value_depth_;  // filled up to whole vectors
@@ -335,7 +389,12 @@ class Backward {
 
 }  // namespace
 
-void attention_backward(const AttentionBackward<float>& call) { Backward<float>(call).run(); }
-void attention_backward(const AttentionBackward<double>& call) { Backward<double>(call).run(); }
+void attention_backward(const AttentionBackward<float, float>& call) { Backward(call).run(); }
+void attention_backward(const AttentionBackward<double, double>& call) { Backward(call).run(); }
+#ifdef __AVX512BF16__
+void attention_backward(const AttentionBackward<Bf16Pair, c10::BFloat16>& call) { Backward(call).run(); }
+#else
+void attention_backward(const AttentionBackward<Bf16Pair, c10::BFloat16>&) {}
+#endif
 
 }  // namespace pykernels

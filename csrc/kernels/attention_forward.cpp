@@ -28,7 +28,8 @@ class Forward {
           s_(call.shape),
           deep_((s_.depth + kPer - 1) / kPer),
           columns_((s_.value_depth + width - 1) / width * width),
-          plain_(ScoreRow<Acc>::plain(s_, call.mask)) {
+          plain_(ScoreRow<Acc>::plain(s_, call.mask)),
+          factor_(plain_ ? static_cast<Acc>(s_.scale) : Acc(1)) {
         const int64_t bytes = (deep_ + columns_ / kPer) * static_cast<int64_t>(sizeof(Op));
         const int64_t step = std::max<int64_t>(64, kSpan);
         block_ = std::min(std::clamp(kBlockBytes / bytes / step * step, step, kBlockKeys),
@@ -74,7 +75,7 @@ class Forward {
         Buffer<Acc> scores;
         Buffer<Op> weights;
         Buffer<Acc> factors, sums;
-        Acc highest[kRowsTogether], total[kRowsTogether];
+        Running<Acc> running[kRowsTogether];
     };
 
     int64_t keys_size() const { return (s_.keys + width - 1) / width * width * deep_; }
@@ -102,8 +103,7 @@ class Forward {
         const int64_t count = std::min(kRowsTogether, s_.rows - begin);
         const int64_t used = std::clamp<int64_t>(s_.rows_of(b) - begin, 0, count), keys = s_.keys_of(b);
         std::fill_n(room.sums.get(), used * columns_, Acc(0));
-        std::fill_n(room.highest, used, -std::numeric_limits<Acc>::infinity());
-        std::fill_n(room.total, used, Acc(0));
+        std::fill_n(room.running, used, Running<Acc>{});
         if (used > 0) {
             room.queries.take(call_.query, b, h, begin, used);
             const int64_t from = s_.seen(b, begin).begin, to = s_.seen(b, begin + used - 1).end;
@@ -155,59 +155,39 @@ class Forward {
                      Workspace& room) const {
         if (!plain_) line.finish(scores, first, count, nullptr);
         line.hide(scores, first, count);
-        const Acc factor = plain_ ? static_cast<Acc>(s_.scale * kLog2E) : Acc(1);
-        V most(-std::numeric_limits<Acc>::infinity());
-        for (int64_t j = 0; j < count; j += width) most = at::vec::maximum(most, V::loadu(scores + j));
-        const Acc before = room.highest[row], here = largest_lane(most) * factor;
-        const Acc highest = here <= before ? before : here;  // not a number stays
-        if (highest == -std::numeric_limits<Acc>::infinity()) {
-            std::fill_n(scores, count, Acc(0));
-        } else {
-            if (highest != before) {
-                const Acc down = std::exp2(before - highest);
-                room.highest[row] = highest;
-                room.total[row] *= down;
-                Acc* sums = room.sums + row * columns_;
-                for (int64_t n = 0; n < columns_; n += width) (V::loadu(sums + n) * V(down)).store(sums + n);
-            }
-            V sum(Acc(0));
-            for (int64_t j = 0; j < count; j += width) {
-                const V weight = exp2(at::vec::fmsub(V::loadu(scores + j), V(factor), V(highest)));
-                weight.store(scores + j);
-                sum = sum + weight;
-            }
-            room.total[row] += sum_of_lanes(sum);
-            if (s_.dropout_below) {
-                line.dropout(room.factors, first, count);
-                for (int64_t j = 0; j < count; j += width)
-                    (V::loadu(scores + j) * V::loadu(room.factors + j)).store(scores + j);
-            }
+        if (s_.dropout_below) line.dropout(room.factors, first, count);
+        Op* to = weights;
+        if constexpr (std::is_same_v<Op, Acc>) to = scores;
+        const Acc down =
+            room.running[row].add(scores, count, factor_, s_.dropout_below ? room.factors.get() : nullptr,
+                                  [&](int64_t j, const V& one, const V& other) { put_weights(one, other, to, j); });
+        if (down != 1) {
+            Acc* sums = room.sums + row * columns_;
+            for (int64_t n = 0; n < columns_; n += width) (V::loadu(sums + n) * V(down)).store(sums + n);
         }
+        return to;
+    }
+
+    // Two vectors of weights as the next product reads them.
+    static void put_weights(const V& first, const V& second, Op* to, int64_t j) {
         if constexpr (std::is_same_v<Op, Acc>) {
-            return scores;
+            first.store(to + j);
+            second.store(to + j + width);
         } else {
-            S* narrow = reinterpret_cast<S*>(weights);
-            for (int64_t j = 0; j < count; j += 2 * width) {
-                const bool both = j + width < count;
-                const V first = V::loadu(scores + j), second = both ? V::loadu(scores + j + width) : first;
-                at::vec::convert_float_bfloat16(first, second).store(narrow + j, both ? 2 * width : width);
-            }
-            return weights;
+            store_pairs(first, second, to + j / kPer);
         }
     }
 
     void put_out(int64_t b, int64_t h, int64_t begin, int64_t count, int64_t used, const Workspace& room) const {
         for (int64_t r = 0; r < count; ++r) {
             S* out = call_.out.at(b, h, begin + r);
-            const Acc total = r < used ? room.total[r] : Acc(0);
-            call_.lse[(b * s_.heads + h) * s_.rows + begin + r] =
-                total == 0 ? -std::numeric_limits<Acc>::infinity()
-                           : (room.highest[r] + std::log2(total)) * static_cast<Acc>(kLn2);
-            if (total == 0) {
+            const Running<Acc> running = r < used ? room.running[r] : Running<Acc>{};
+            call_.lse[(b * s_.heads + h) * s_.rows + begin + r] = running.lse(factor_);
+            if (running.total == 0) {
                 std::fill_n(out, s_.value_depth, S(0));
                 continue;
             }
-            const V share(1 / total);
+            const V share(1 / running.total);
             for (int64_t n = 0; n < s_.value_depth; n += width)
                 store_as<Acc>(out + n, V::loadu(room.sums + r * columns_ + n) * share,
                               static_cast<int>(std::min<int64_t>(width, s_.value_depth - n)));
@@ -218,6 +198,7 @@ class Forward {
     const AttentionShape& s_;
     int64_t deep_, columns_, block_;
     bool plain_;
+    Acc factor_;  // of the scores
 };
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace pykernels {
 
-inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+inline constexpr double kLog2E = 1.4426950408889634;
 
 // Rows of a head as the products read them: in place, or copied where pairs of bf16 do not lie side by side.
 template <typename Op, typename S>
@@ -108,15 +108,15 @@ class ScoreRow {
           row_(row),
           seen(shape.seen(b, row)) {}
 
-    // Whether exponents are products times a positive number.
+    // Whether scores are products times a positive number: then it is left out of them.
     static bool plain(const AttentionShape& shape, const AttentionMask<Acc>& mask) {
         return !mask && shape.softcap == 0 && shape.scale > 0;
     }
 
-    // Products of the keys from `first` on to exponents of base 2: what is not seen becomes -inf. With a softcap,
-    // slopes[j] is what a gradient is multiplied by on its way back through it; null if not wanted.
+    // Products of the keys from `first` on to scores. With a softcap, slopes[j] is what a gradient is multiplied by on
+    // its way back through it; null if not wanted.
     void finish(Acc* scores, int64_t first, int64_t count, Acc* slopes) const {
-        const V scale(static_cast<Acc>(shape_.scale)), log2e(static_cast<Acc>(kLog2E));
+        const V scale(static_cast<Acc>(shape_.scale));
         const V cap(static_cast<Acc>(shape_.softcap)), inverse(static_cast<Acc>(1 / shape_.softcap)), one(Acc(1));
         for (int64_t j = 0; j < count; j += width) {
             V x = V::loadu(scores + j) * scale;
@@ -127,7 +127,7 @@ class ScoreRow {
             }
             const int used = static_cast<int>(std::clamp<int64_t>(shape_.keys - first - j, 0, width));
             if (mask_.added && used > 0) x = x + added(first + j, used);
-            (x * log2e).store(scores + j);
+            x.store(scores + j);
         }
         if (mask_.chosen) {
             const std::uint8_t* chosen = mask_.chosen + at_;
@@ -176,6 +176,57 @@ class ScoreRow {
 
   public:
     const KeyRange seen;
+};
+
+// Maximum and sum of the exponentials of a row so far, exp(factor * score).
+template <typename Acc>
+struct Running {
+    using V = Vec<Acc>;
+    static constexpr int width = kWidth<Acc>;
+    static constexpr Acc kNothing = -std::numeric_limits<Acc>::infinity();
+
+    Acc highest = kNothing, total = 0;  // total: relative to the highest score
+
+    // The weights exp(factor * (score - highest)) of further scores, times `factors` if there are any: put(j, weight j
+    // and the vector's others, those of the next vector). Returns what sums of earlier weights are to be multiplied by.
+    template <typename Put>
+    [[gnu::always_inline]] Acc add(const Acc* scores, int64_t count, Acc factor, const Acc* factors, const Put& put) {
+        const Acc here = largest(scores, count), before = highest;
+        highest = here <= before ? before : here;  // not a number stays
+        // The difference first: of large scores a fused product would leave what rounding took.
+        const V base(highest == kNothing ? Acc(0) : highest), by(factor * static_cast<Acc>(kLog2E));
+        V sum[2] = {V(Acc(0)), V(Acc(0))};
+        const auto weigh = [&](int64_t j, int chain) {
+            const V weight = exp2((V::loadu(scores + j) - base) * by);
+            sum[chain] = sum[chain] + weight;
+            return factors ? weight * V::loadu(factors + j) : weight;
+        };
+        int64_t j = 0;
+        for (; j + 2 * width <= count; j += 2 * width) put(j, weigh(j, 0), weigh(j + width, 1));
+        if (j < count) put(j, weigh(j, 0), V(Acc(0)));
+        const Acc down = shrink(before, highest, factor);
+        total = total * down + sum_of_lanes(sum[0] + sum[1]);
+        return down;
+    }
+    static Acc shrink(Acc from, Acc to, Acc factor) { return from == to ? Acc(1) : std::exp(factor * (from - to)); }
+    Acc lse(Acc factor) const {
+        volatile const Acc score = highest * factor;  // rounded by itself, as backward finds it
+        return total == 0 ? kNothing : score + std::log(total);
+    }
+
+  private:
+    static Acc largest(const Acc* scores, int64_t count) {
+        V most[4] = {V(kNothing), V(kNothing), V(kNothing), V(kNothing)};
+        int64_t j = 0;
+        for (; j + 4 * width <= count; j += 4 * width)
+            for (int i = 0; i < 4; ++i) most[i] = larger(V::loadu(scores + j + i * width), most[i]);
+        for (; j < count; j += width) most[0] = larger(V::loadu(scores + j), most[0]);
+        const Acc found = largest_lane(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+        if (found == kNothing)
+            for (int64_t i = 0; i < count; ++i)
+                if (scores[i] != scores[i]) return scores[i];
+        return found;
+    }
 };
 
 }  // namespace pykernels

@@ -94,11 +94,12 @@ AttentionForwardResult attend(const AttentionArguments& args) {
         call.mask = held.mask<Acc>(args.mask, s);
         call.out = to_heads<S>(out);
         call.lse = lse.data_ptr<Acc>();
-        attention_forward(call);
+        are_few(call.shape) ? attention_few(call) : attention_forward(call);
         return {out.to(query.scalar_type()), lse};
     };
     if (query.scalar_type() == at::kDouble) return run(AttentionForward<double, double>{});
-    if (query.scalar_type() == at::kBFloat16 && has_bf16_products())
+    const bool few = s.groups > 0 && s.heads / s.groups * s.rows <= 4;
+    if (query.scalar_type() == at::kBFloat16 && (few || has_bf16_products()))
         return run(AttentionForward<Bf16Pair, c10::BFloat16>{});
     return run(AttentionForward<float, float>{});
 }
@@ -108,33 +109,37 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     const auto s = check_attention(args);
     check_attention_backward(args, s, given);
     const auto type = args.query.scalar_type();
-    const auto run = [&]<typename T>(AttentionBackward<T> call) -> AttentionBackwardResult {
-        const auto options = args.query.options().dtype(c10::CppTypeToScalarType<T>::value);
+    const auto run = [&]<typename Op, typename S>(AttentionBackward<Op, S> call) -> AttentionBackwardResult {
+        using Acc = typename AttentionBackward<Op, S>::Acc;
+        const auto options = args.query.options().dtype(c10::CppTypeToScalarType<S>::value);
         const auto wanted = [&](bool want, const Tensor& of) {
-            return want ? empty_heads(of, of.size(3), options).zero_() : at::empty({0}, options);
+            return want ? empty_heads(of, of.size(3), options) : at::empty({0}, options);
         };
         const Tensor grad_query = wanted(need_query, args.query), grad_key = wanted(need_key, args.key);
         const Tensor grad_value = wanted(need_value, args.value);
         const bool mask = need_mask && args.mask && args.mask->scalar_type() != at::kBool;
         const Tensor grad_mask =
-            mask ? at::zeros(attention_mask_shape(*args.mask, s), options) : at::empty({0}, options);
-        if (!nothing_to_do(s) && s.keys > 0) {
+            mask ? at::zeros(attention_mask_shape(*args.mask, s), options.dtype(c10::CppTypeToScalarType<Acc>::value))
+                 : at::empty({0}, options);
+        if (nothing_to_do(s) || s.keys == 0) {
+            for (const Tensor* grad : {&grad_query, &grad_key, &grad_value}) grad->zero_();
+        } else {
             Held held;
             call.shape = kernel_shape(args, s, held);
-            call.query = held.heads<T>(args.query);
-            call.key = held.heads<T>(args.key);
-            call.value = held.heads<T>(args.value);
-            call.out = held.heads<T>(given.out);
+            call.query = held.heads<S>(args.query);
+            call.key = held.heads<S>(args.key);
+            call.value = held.heads<S>(args.value);
+            call.out = held.heads<S>(given.out);
             call.grad_out =
-                held.heads<T>(given.grad_out ? *given.grad_out : at::zeros(given.out.sizes(), given.out.options()));
-            call.mask = held.mask<T>(args.mask, s);
-            call.lse = held.dense<T>(given.lse);
-            call.grad_lse = held.dense<T>(given.grad_lse);
-            if (need_query) call.grad_query = to_heads<T>(grad_query);
-            if (need_key) call.grad_key = to_heads<T>(grad_key);
-            if (need_value) call.grad_value = to_heads<T>(grad_value);
+                held.heads<S>(given.grad_out ? *given.grad_out : at::zeros(given.out.sizes(), given.out.options()));
+            call.mask = held.mask<Acc>(args.mask, s);
+            call.lse = held.dense<Acc>(given.lse);
+            call.grad_lse = held.dense<Acc>(given.grad_lse);
+            if (need_query) call.grad_query = to_heads<S>(grad_query);
+            if (need_key) call.grad_key = to_heads<S>(grad_key);
+            if (need_value) call.grad_value = to_heads<S>(grad_value);
             if (mask) {
-                call.grad_mask = grad_mask.data_ptr<T>();
+                call.grad_mask = grad_mask.data_ptr<Acc>();
                 const auto stride = [&](int d) { return grad_mask.size(d) == 1 ? 0 : grad_mask.stride(d); };
                 call.grad_mask_batch = stride(0);
                 call.grad_mask_head = stride(1);
@@ -143,9 +148,11 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
             attention_backward(call);
         }
         return {grad_query.to(type), grad_key.to(type), grad_value.to(type),
-                (mask ? grad_mask.sum_to_size(args.mask->sizes()) : grad_mask).to(type)};
+                mask ? grad_mask.sum_to_size(args.mask->sizes()).to(args.mask->scalar_type()) : grad_mask.to(type)};
     };
-    return type == at::kDouble ? run(AttentionBackward<double>{}) : run(AttentionBackward<float>{});
+    if (type == at::kDouble) return run(AttentionBackward<double, double>{});
+    if (type == at::kBFloat16 && has_bf16_products()) return run(AttentionBackward<Bf16Pair, c10::BFloat16>{});
+    return run(AttentionBackward<float, float>{});
 }
 
 AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,

@@ -38,9 +38,9 @@ AttentionSizes check_attention(const AttentionArguments& args) {
     check_shape(op, "key", key, {s.batch, s.groups, s.keys, s.depth});
     check_shape(op, "value", value, {s.batch, s.groups, s.keys, s.value_depth});
     if (mask) {
-        TORCH_CHECK(mask->scalar_type() == at::kBool || mask->scalar_type() == query.scalar_type(), "[", op,
-                    "] expected mask of dtype Bool or ", query.scalar_type(), " like the query, got ",
-                    mask->scalar_type());
+        const auto type = mask->scalar_type();
+        TORCH_CHECK(type == at::kBool || type == at::kFloat || type == query.scalar_type(), "[", op,
+                    "] expected mask of dtype Bool, Float or ", query.scalar_type(), " like the query, got ", type);
         TORCH_CHECK(mask->device() == query.device(), "[", op, "] expected mask on ", query.device(),
                     " like the query, got ", mask->device());
         const std::vector<int64_t> full{s.batch, s.heads, s.rows, s.keys};

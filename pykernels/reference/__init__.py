@@ -5,6 +5,7 @@ from .gru import gru, gru_cell, gru_layer
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
+from .sdpa import scaled_dot_product_attention
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 
 __all__ = [
@@ -12,6 +13,6 @@ __all__ = [
     "gru", "gru_cell", "gru_layer",
     "rnn", "rnn_cell", "rnn_layer",
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
-    "attention", "attention_keep",
+    "scaled_dot_product_attention", "attention", "attention_keep",
     "random_mask",
 ]  # fmt: skip

@@ -52,8 +52,8 @@ def attention_keep(
     place = torch.arange(blocks * 16, device=device)
     row, head = torch.arange(rows, device=device)[:, None], torch.arange(batch * heads, device=device)[:, None, None]
     counter = torch.broadcast_tensors(place, row, head, torch.zeros_like(place))
-    key = int(seed.item())
-    numbers = torch.stack(philox(counter, (key & LOW, key >> 32 & LOW)))  # [4, B*H, L, blocks*16]
+    number = seed.to(device).reshape(())
+    numbers = torch.stack(philox(counter, (number & LOW, number >> 32 & LOW)))  # [4, B*H, L, blocks*16]
     numbers = numbers.unflatten(-1, (blocks, 16)).movedim(0, -2).flatten(-3)[..., :keys]
     return (numbers >= math.floor(p * 2.0**32 + 0.5)).unflatten(0, (batch, heads))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & LOW
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: Sequence[Tensor], key: tuple[Any, Any]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four random 32-bit numbers for each counter of four such numbers."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
