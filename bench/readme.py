@@ -18,7 +18,10 @@ from bench.rows import RESULTS, SECTIONS, by_section, mean_ratio, read_report, r
 BEGIN, END = "<!-- measured: begin (python -m bench.readme) -->", "<!-- measured: end -->"
 README = Path(__file__).parent.parent / "README.md"
 LAYERS = ("LSTM", "GRU", "RNN")
-OTHERS = ("lstm-layer-norm",)
+OTHERS = (
+    "lstm-layer-norm", "attention-forward", "attention-training", "attention-bf16", "attention-bf16-training",
+    "attention-mask", "attention-dropout", "attention-lengths", "attention-decode", "attention-causal",
+)  # fmt: skip
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 
 

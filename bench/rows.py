@@ -48,6 +48,15 @@ SECTIONS = {
     for section in (
         Section("core-product", "Matrix product of the core", "the measured FMA peak", judged="peak_share"),
         *(section for name, means in _MEANS.items() for section in _recurrent(name, *means)),
+        Section("attention-forward", "Attention, float32", "torch's fused attention", 2.2),
+        Section("attention-training", "Attention, float32, forward and backward", "torch's fused attention", 2.2),
+        Section("attention-bf16", "Attention, bf16", "torch's fused attention", 2.5),
+        Section("attention-bf16-training", "Attention, bf16, forward and backward", "torch's fused attention", 2.5),
+        Section("attention-mask", "Attention with a mask of numbers", "torch's fused attention"),
+        Section("attention-dropout", "Attention with dropout", "torch's attention"),
+        Section("attention-lengths", "Attention over padded batches", "torch's fused attention with a mask"),
+        Section("attention-decode", "Attention of one row", "torch's fused attention"),
+        Section("attention-causal", "Attention, causal", "our own, plain"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

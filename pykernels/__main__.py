@@ -65,6 +65,29 @@ def check_variants(device: str) -> Iterator[Check]:
         yield from check_recurrent(f"{name}%s, all variants", device, name, states, weights, variants)
 
 
+def check_attention(device: str) -> Iterator[Check]:
+    """Causal, and with everything that changes scores and weights."""
+    lengths = torch.tensor([70, 41], device=device)
+    everything = {
+        "causal": "bottom-right", "window": (40, None), "softcap": 2.0, "lengths": lengths, "dropout_p": 0.2,
+        "enable_gqa": True,
+    }  # fmt: skip
+    causal = {"is_causal": True, "enable_gqa": True}
+    for what, options in (("causal", causal), ("all options", everything)):
+        drawn = draw(
+            [(2, 4, 70, 23), (2, 2, 70, 23), (2, 2, 70, 19), *([(2, 1, 70, 70)] if options != causal else [])], 1
+        )
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], options: dict[str, Any] = options) -> Any:
+            torch.manual_seed(0)  # of dropout
+            return (op(*tensors, **options),)
+
+        name = "scaled_dot_product_attention"
+        yield from compare(
+            f"attention, {what}", device, run, getattr(functional, name), getattr(reference, name), drawn
+        )
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -121,6 +144,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "gru": check_gru,
     "rnn": check_rnn,
     "variants": check_variants,
+    "attention": check_attention,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 
