@@ -133,63 +133,43 @@ def test_attention_bf16_training(shape, causal, compare):
     training(compare, "attention-bf16-training", label, given, options, options, target=2.0, work=work)
 
 
+def way(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("way", names)
+
+
+@way("forward", "training", "gradient")
 @over(SHAPES[:2], False)
-def test_attention_mask(shape, causal, compare):
-    mask = torch.randn(shape[2], shape[2])
-    label, options = label_of(shape, "float mask"), {"attn_mask": mask}
-    work = work_of(shape, FORWARD, 4)
-    forward(compare, "attention-mask", label, drawn(shape), options, options, target=2.0, work=work)
+def test_attention_mask(shape, causal, way, compare):
+    """`gradient`: that of the mask too."""
+    options = {"attn_mask": torch.randn(shape[2], shape[2], requires_grad=way == "gradient")}
+    label = label_of(shape, {"forward": "", "training": "training", "gradient": "training, the mask too"}[way])
+    operations = {"forward": FORWARD, "training": TRAINING, "gradient": TRAINING + FORWARD}[way]
+    run, given = (forward, drawn(shape)) if way == "forward" else (training, drawn(shape, grad=True))
+    work = work_of(shape, operations, 4 if way == "forward" else 12)
+    run(compare, "attention-mask", label, given, options, options, target=2.0, work=work)
 
 
+@way("forward", "training")
 @over(SHAPES[:2], False)
-def test_attention_mask_training(shape, causal, compare):
-    label, options = label_of(shape, "float mask, training"), {"attn_mask": torch.randn(shape[2], shape[2])}
-    work = work_of(shape, TRAINING, 12)
-    training(compare, "attention-mask", label, drawn(shape, grad=True), options, options, target=2.0, work=work)
+def test_attention_dropout(shape, causal, way, compare):
+    run, operations, tensors = (forward, FORWARD, 4) if way == "forward" else (training, TRAINING, 12)
+    label, options = label_of(shape, "" if way == "forward" else way), {"dropout_p": 0.1}
+    about = {"target": 2.0, "work": work_of(shape, operations, tensors), "same": False}
+    run(compare, "attention-dropout", label, drawn(shape, grad=way == "training"), options, options, **about)
 
 
-@over(SHAPES[:2], False)
-def test_attention_mask_gradient(shape, causal, compare):
-    options = {"attn_mask": torch.randn(shape[2], shape[2], requires_grad=True)}
-    label, work = label_of(shape, "mask's gradient too"), work_of(shape, TRAINING + FORWARD, 12)
-    training(compare, "attention-mask", label, drawn(shape, grad=True), options, options, target=2.0, work=work)
-
-
-@over(SHAPES[:2], False)
-def test_attention_dropout(shape, causal, compare):
-    label, options = label_of(shape, "training"), {"dropout_p": 0.1}
-    about = {"target": 2.0, "work": work_of(shape, TRAINING, 12), "same": False}
-    training(compare, "attention-dropout", label, drawn(shape, grad=True), options, options, **about)
-
-
-@over(SHAPES[:2], False)
-def test_attention_dropout_forward(shape, causal, compare):
-    label, options = label_of(shape), {"dropout_p": 0.1}
-    about = {"target": 2.0, "work": work_of(shape, FORWARD, 4), "same": False}
-    forward(compare, "attention-dropout", label, drawn(shape), options, options, **about)
-
-
-def padded(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Lengths, and the same as a mask."""
+@way("forward", "training")
+@over([(4, 8, 512, 64), (16, 8, 64, 32)], False)
+def test_attention_lengths(shape, causal, way, compare):
+    """Keys from an eighth of the length on to all of it, as lengths and as the same mask."""
     batch, _, length, _ = shape
     lengths = torch.linspace(length / 8, length, batch).long()
-    return lengths, (torch.arange(length) < lengths[:, None])[:, None, None, :]
-
-
-@over([(4, 8, 512, 64), (16, 8, 64, 32)], False)
-def test_attention_lengths(shape, causal, compare):
-    lengths, mask = padded(shape)
-    work = work_of(shape, FORWARD, 4)
+    mask = (torch.arange(length) < lengths[:, None])[:, None, None, :]
+    run, operations, tensors = (forward, FORWARD, 4) if way == "forward" else (training, TRAINING, 12)
+    label, given = label_of(shape, "" if way == "forward" else way), drawn(shape, grad=way == "training")
     mine, theirs = {"lengths": (None, lengths)}, {"attn_mask": mask}
-    forward(compare, "attention-lengths", label_of(shape), drawn(shape), mine, theirs, target=2.0, work=work)
-
-
-@over([(4, 8, 512, 64), (16, 8, 64, 32)], False)
-def test_attention_lengths_training(shape, causal, compare):
-    lengths, mask = padded(shape)
-    mine, theirs = {"lengths": (None, lengths)}, {"attn_mask": mask}
-    given, work = drawn(shape, grad=True), work_of(shape, TRAINING, 12)
-    training(compare, "attention-lengths", label_of(shape, "training"), given, mine, theirs, target=2.0, work=work)
+    work = work_of(shape, operations, tensors)
+    run(compare, "attention-lengths", label, given, mine, theirs, target=2.0, work=work)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
