@@ -24,13 +24,6 @@ __device__ inline uint32_t pack_pair(float first, float second) {
     return pair;
 }
 
-// 2^value with an error of about 2^-22 of it; 0 below 2^-126.
-__device__ inline float fast_exponential2(float value) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
-    return result;
-}
-
 // c += a b. All lanes of the warp call.
 template <class T>
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -11,11 +11,6 @@ uint32_t pack_pair(float first, float second) {
     return to_storage<T>(first).bits | static_cast<uint32_t>(to_storage<T>(second).bits) << 16;
 }
 
-inline float fast_exponential2(float value) {
-    const float result = std::exp2(value);
-    return result < 0x1p-126f ? 0.0f : result;
-}
-
 namespace detail {
 
 template <class T>
