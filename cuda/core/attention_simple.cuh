@@ -11,6 +11,9 @@ constexpr int kSimpleOwn = kSimpleTile / kSimpleLines;  // a thread's rows, and 
 constexpr int kPart = 16;                               // of the summed dimension, staged at one time
 
 template <class T>
+constexpr int kSimpleBlocks = sizeof(Accumulator<T>) == 4 ? 2 : 1;  // of a multiprocessor, at least
+
+template <class T>
 using SimpleFragment = Accumulator<T>[kSimpleOwn][kSimpleOwn];
 
 __device__ inline int line_y() { return static_cast<int>(threadIdx.x) / kSimpleLines; }
@@ -49,6 +52,7 @@ __device__ void simple_dots(SimpleFragment<T>& sums, const RowsOfHead<T>& left, 
     constexpr int kStride = SimpleShared<A>::kPartStride;
     for (int64_t first = 0; first < columns; first += kPart) {
         block_barrier();  // the last part has been used
+#pragma unroll 2
         for (int index = static_cast<int>(threadIdx.x); index < kSimpleTile * kPart; index += kSimpleThreads) {
             const int row = index / kPart, column = index % kPart;
             shared.left[row * kStride + column] = left.at(row, first + column, columns);
@@ -97,6 +101,7 @@ __device__ void simple_weighted(SimpleFragment<T>& sums, const RowsOfHead<T>& ro
     constexpr int kStride = SimpleShared<A>::kTileStride;
     for (int first = 0; first < kSimpleTile && first < rows.count; first += kPart) {
         block_barrier();  // the last part has been used
+#pragma unroll 2
         for (int index = static_cast<int>(threadIdx.x); index < kPart * kSimpleTile; index += kSimpleThreads) {
             const int row = index / kSimpleTile, column = index % kSimpleTile;
             shared.left[row * kStride + column] = rows.at(first + row, first_column + column, columns);

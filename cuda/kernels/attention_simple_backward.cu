@@ -11,8 +11,9 @@ template <class T>
 struct SlopeTile {
     SimpleFragment<T> weights, slopes;
 
+    template <bool kSlopes>
     __device__ void find(const AttentionBackward& args, const Example& example, int b, int h, int first_row,
-                         int first_key, bool back_through_softcap, bool with_slopes) {
+                         int first_key, bool back_through_softcap) {
         using A = Accumulator<T>;
         const AttentionShape& shape = args.shape;
         const int g = group_of(shape, h);
@@ -25,7 +26,7 @@ struct SlopeTile {
         }
         simple_dots<T>(weights, RowsOfHead<T>(args.query, b, h, first_row, example.rows),
                        RowsOfHead<T>(args.key, b, g, first_key, example.keys), shape.depth);
-        if (with_slopes) {
+        if constexpr (kSlopes) {
             simple_dots<T>(slopes, RowsOfHead<T>(args.grad_out, b, h, first_row, example.rows),
                            RowsOfHead<T>(args.value, b, g, first_key, example.keys), shape.value_depth);
         }
@@ -55,7 +56,7 @@ struct SlopeTile {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kSimpleThreads)
+__global__ void __launch_bounds__(kSimpleThreads, kSimpleBlocks<T>)
     simple_queries_kernel(const __grid_constant__ AttentionBackward args, int row_blocks) {
     const AttentionShape& shape = args.shape;
     const BlockPlace place(row_blocks, shape.heads);
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kSimpleThreads)
     SimpleFragment<T> sums = {};
     for (int block = blocks.begin; block < blocks.end; ++block) {
         SlopeTile<T> tile;
-        tile.find(args, example, b, h, first_row, block * kSimpleTile, true, true);
+        tile.template find<true>(args, example, b, h, first_row, block * kSimpleTile, true);
         keep_weights<T>(tile.slopes);
         const RowsOfHead<T> keys(args.key, b, group_of(shape, h), block * kSimpleTile, example.keys);
         simple_weighted<T, false>(sums, keys, first_column, shape.depth);
@@ -75,16 +76,15 @@ __global__ void __launch_bounds__(kSimpleThreads)
                 static_cast<Accumulator<T>>(shape.scale));
 }
 
-// Columns of the keys' gradient, then of the values'.
-template <class T>
-__global__ void __launch_bounds__(kSimpleThreads)
-    simple_keys_kernel(const __grid_constant__ AttentionBackward args, int key_blocks, int column_blocks_of_keys) {
+// The gradient of the keys, or else of the values.
+template <class T, bool kOfKeys>
+__global__ void __launch_bounds__(kSimpleThreads, kSimpleBlocks<T>)
+    simple_keys_kernel(const __grid_constant__ AttentionBackward args, int key_blocks) {
     const AttentionShape& shape = args.shape;
     const BlockPlace place(key_blocks, shape.groups);
     const int b = place.outer, g = place.head, first_key = place.inner * kSimpleTile;
-    const bool of_keys = static_cast<int>(blockIdx.y) < column_blocks_of_keys;
-    const int column_block = static_cast<int>(blockIdx.y) - (of_keys ? 0 : column_blocks_of_keys);
-    const int64_t first_column = int64_t{column_block} * kSimpleTile;
+    const int64_t first_column = int64_t{blockIdx.y} * kSimpleTile;
+    const int64_t columns = kOfKeys ? shape.depth : shape.value_depth;
     const int heads_of_group = static_cast<int>(shape.heads) / static_cast<int>(shape.groups);
     const Example example(shape, b);
     const Span blocks = blocks_of(example.rows_seeing({first_key, first_key + kSimpleTile}), kSimpleTile);
@@ -92,25 +92,22 @@ __global__ void __launch_bounds__(kSimpleThreads)
     for (int h = g * heads_of_group; h < (g + 1) * heads_of_group; ++h) {
         for (int block = blocks.begin; block < blocks.end; ++block) {
             SlopeTile<T> tile;
-            tile.find(args, example, b, h, block * kSimpleTile, first_key, true, of_keys);
-            if (of_keys) {
+            tile.template find<kOfKeys>(args, example, b, h, block * kSimpleTile, first_key, true);
+            if constexpr (kOfKeys) {
                 keep_weights<T>(tile.slopes);
-                const RowsOfHead<T> queries(args.query, b, h, block * kSimpleTile, example.rows);
-                simple_weighted<T, true>(sums, queries, first_column, shape.depth);
             } else {
                 keep_weights<T>(tile.weights);
-                const RowsOfHead<T> grads(args.grad_out, b, h, block * kSimpleTile, example.rows);
-                simple_weighted<T, true>(sums, grads, first_column, shape.value_depth);
             }
+            const RowsOfHead<T> rows(kOfKeys ? args.query : args.grad_out, b, h, block * kSimpleTile, example.rows);
+            simple_weighted<T, true>(sums, rows, first_column, columns);
         }
     }
-    put_tile<T>(of_keys ? args.grad_key : args.grad_value, b, g, first_key, shape.keys, first_column,
-                of_keys ? shape.depth : shape.value_depth, sums,
-                of_keys ? static_cast<Accumulator<T>>(shape.scale) : Accumulator<T>(1));
+    put_tile<T>(kOfKeys ? args.grad_key : args.grad_value, b, g, first_key, shape.keys, first_column, columns, sums,
+                kOfKeys ? static_cast<Accumulator<T>>(shape.scale) : Accumulator<T>(1));
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSimpleThreads)
+__global__ void __launch_bounds__(kSimpleThreads, kSimpleBlocks<T>)
     simple_mask_kernel(const __grid_constant__ AttentionBackward args, int row_blocks, int key_blocks) {
     using A = Accumulator<T>;
     const MaskPart part(args, row_blocks, key_blocks);
@@ -118,7 +115,7 @@ __global__ void __launch_bounds__(kSimpleThreads)
     SimpleFragment<T> sums = {};
     part.walk(args, kSimpleTile, kSimpleTile, [&](const Example& example, int b, int h, int block) {
         SlopeTile<T> tile;
-        tile.find(args, example, b, h, block * kSimpleTile, first_key, false, true);
+        tile.template find<true>(args, example, b, h, block * kSimpleTile, first_key, false);
 #pragma unroll
         for (int i = 0; i < kSimpleOwn * kSimpleOwn; ++i) {
             sums[i / kSimpleOwn][i % kSimpleOwn] += tile.slopes[i / kSimpleOwn][i % kSimpleOwn];
@@ -167,13 +164,16 @@ cudaError_t simple_attention_query_gradient(const AttentionBackward& args, cudaS
 cudaError_t simple_attention_key_gradient(const AttentionBackward& args, cudaStream_t stream) {
     const AttentionShape& shape = args.shape;
     const int key_blocks = tiles_of(shape.keys, kSimpleTile);
-    const int of_keys = args.grad_key.data != nullptr ? tiles_of(shape.depth, kSimpleTile) : 0;
-    const int of_values = args.grad_value.data != nullptr ? tiles_of(shape.value_depth, kSimpleTile) : 0;
-    const dim3 grid(static_cast<unsigned>(key_blocks * shape.batch * shape.groups),
-                    static_cast<unsigned>(of_keys + of_values));
-    return of_keys + of_values == 0 ? cudaSuccess : for_types(shape.dtype, [&]<class T>() {
-        return launch(simple_keys_kernel<T>, grid, dim3(kSimpleThreads), kSharedBytes<T>, stream, args, key_blocks,
-                      of_keys);
+    return for_types(shape.dtype, [&]<class T>() {
+        const auto start = [&](auto* kernel, const HeadsOut& gradient, int64_t columns) {
+            const dim3 grid(static_cast<unsigned>(key_blocks * shape.batch * shape.groups),
+                            static_cast<unsigned>(tiles_of(columns, kSimpleTile)));
+            return gradient.data == nullptr || columns == 0
+                       ? cudaSuccess
+                       : launch(kernel, grid, dim3(kSimpleThreads), kSharedBytes<T>, stream, args, key_blocks);
+        };
+        const cudaError_t error = start(simple_keys_kernel<T, true>, args.grad_key, shape.depth);
+        return error != cudaSuccess ? error : start(simple_keys_kernel<T, false>, args.grad_value, shape.value_depth);
     });
 }
 

@@ -27,7 +27,7 @@ __device__ A sum_of_line(A value) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSimpleThreads)
+__global__ void __launch_bounds__(kSimpleThreads, kSimpleBlocks<T>)
     simple_forward_kernel(const __grid_constant__ AttentionForward args, int row_blocks) {
     using A = Accumulator<T>;
     const AttentionShape& shape = args.shape;
@@ -57,11 +57,12 @@ __global__ void __launch_bounds__(kSimpleThreads)
 #pragma unroll
         for (int i = 0; i < kSimpleOwn; ++i) {
             const int row = line_y() + kSimpleLines * i;
+            const Span seen = view.of_row(row);
             A here = kNothing<A>;
 #pragma unroll
             for (int j = 0; j < kSimpleOwn; ++j) {
                 const int key = line_x() + kSimpleLines * j;
-                if (!view.sees(row, key)) {
+                if (key < seen.begin || key >= seen.end) {
                     scores[i][j] = kNothing<A>;
                 } else if (exponents.plain) {
                     scores[i][j] *= exponents.factor;
@@ -74,10 +75,6 @@ __global__ void __launch_bounds__(kSimpleThreads)
             const A before = highest[i];
             highest[i] = maximum(before, largest_of_line(here));
             const A from = highest[i] == kNothing<A> ? A(0) : highest[i], down = weight_of<T>(before - from);
-            uint32_t numbers[4];
-            if (dropout.below != 0) {
-                dropout.draw(first_row + row, first_key, line_x(), numbers);
-            }
             total[i] *= down;
 #pragma unroll
             for (int j = 0; j < kSimpleOwn; ++j) {
@@ -85,7 +82,12 @@ __global__ void __launch_bounds__(kSimpleThreads)
                 const A weight = weight_of<T>(scores[i][j] - from);
                 total[i] += weight;
                 scores[i][j] = weight;
-                if (dropout.below != 0) {
+            }
+            if (dropout.below != 0) {
+                uint32_t numbers[4];
+                dropout.draw(first_row + row, first_key, line_x(), numbers);
+#pragma unroll
+                for (int j = 0; j < kSimpleOwn; ++j) {
                     scores[i][j] *= numbers[j] >= dropout.below ? static_cast<A>(shape.kept) : A(0);
                 }
             }
