@@ -162,6 +162,15 @@ def test_strides_are_free_and_absent_gradients_are_zeros(device, dtype):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_a_mask_of_fewer_dimensions(device, dimensions):
+    call = Call(1, 2, 1, 9, 70, mask="float")
+    tensors = call.tensors(torch.bfloat16)
+    tensors["mask"] = tensors["mask"][(0,) * (4 - dimensions)]
+    device.configure(0)
+    assert_right(run(device, call, torch.bfloat16, tensors), truth(call, torch.bfloat16, tensors), torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("empty", ["batch", "groups", "rows", "keys", "depth", "value_depth"])
 def test_empty(device, dtype, empty):
