@@ -184,7 +184,7 @@ struct Dropout {
     __device__ Dropout(const AttentionShape& shape, int64_t b, int64_t h)
         : key(shape.dropout_key), below(shape.dropout_below), head(static_cast<uint32_t>(b * shape.heads + h)) {}
 
-    // `first_key` is a multiple of 16, and `place` the key's number from there on, below 16.
+    // Of the block of 64 that has first_key; `place` is a key's number modulo 16.
     __device__ void draw(int row, int first_key, int place, uint32_t (&numbers)[4]) const {
         const auto column = static_cast<uint32_t>(first_key / 64 * 16 + place);
         philox(key, uint64_t{static_cast<uint32_t>(row)} << 32 | column, head, numbers);
