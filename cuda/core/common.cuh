@@ -56,6 +56,19 @@ __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }
 __device__ inline float hyperbolic_tangent(float value) { return tanhf(value); }
 __device__ inline double hyperbolic_tangent(double value) { return tanh(value); }
+__device__ inline float exponential2(float value) { return exp2f(value); }
+__device__ inline double exponential2(double value) { return exp2(value); }
+// 2^value with an error of about 2^-22 of it; 0 below 2^-126.
+__device__ inline float fast_exponential2(float value) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+__device__ inline float logarithm2(float value) { return log2f(value); }
+__device__ inline double logarithm2(double value) { return log2(value); }
+// The larger of two; of a number and a not-a-number, the number.
+__device__ inline float maximum(float a, float b) { return fmaxf(a, b); }
+__device__ inline double maximum(double a, double b) { return fmax(a, b); }
 __device__ inline float square_root(float value) { return sqrtf(value); }
 __device__ inline double square_root(double value) { return sqrt(value); }
 

@@ -9,8 +9,10 @@ import functools
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu"))
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 ARCHITECTURES = ("80", "90a")
 DISPATCH = {"variant.cu"}  # chooses among the kernels of other files and has none
+# These multiply by matrix instructions, whose operands arrive by copies of 16 bytes.
+TILED = {f"attention_{name}.cu" for name in ("forward", "query_gradient", "key_gradient", "mask_gradient")}
 INCLUDES = [f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
 
 
@@ -44,9 +48,35 @@ def run(command: list[str]) -> str:
     return said
 
 
+def machine_code(cubin: bytes) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Of each kernel its instructions, of 16 bytes, as two numbers of 8 (ELF: https://refspecs.linuxfoundation.org)."""
+    (sections,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + i * size) for i in range(count)]
+    for name, _, _, _, offset, length in headers:
+        start = headers[names][4] + name
+        text = cubin[start : cubin.index(b"\0", start)].decode()
+        if text.startswith(".text."):
+            words = struct.unpack_from(f"<{length // 8}Q", cubin, offset)
+            yield text.removeprefix(".text."), list(zip(words[::2], words[1::2], strict=True))
+
+
+def check_tiled(cubin: Path) -> None:
+    """The lower 12 bits say which instruction it is; of a load, bits 9 to 11 of the upper half how much."""
+    hmma, ldsm, ldgsts, sixteen_bytes = 0x23C, 0x83B, 0xFAE, 6
+    kernels = dict(machine_code(cubin.read_bytes()))
+    assert kernels
+    for name, code in kernels.items():
+        operations = [low & 0xFFF for low, _ in code]
+        copies = {high >> 9 & 7 for low, high in code if low & 0xFFF == ldgsts}
+        print(f"{cubin.name} {operations.count(hmma):>4} HMMA {operations.count(ldsm):>4} LDSM {name}")
+        assert operations.count(hmma) >= 16 and ldsm in operations and copies == {sixteen_bytes}, name
+
+
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.name)
 def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property):
     command = [str(nvcc()), "-std=c++20", "-O3", "-c", "-Xptxas", "-v", "--threads", "2", *INCLUDES]
+    command += ["--keep", "--keep-dir", str(tmp_path)]
     command += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
     said = run([*command, str(source), "-o", str(tmp_path / "kernels.o")])
     assert "warning" not in said, said
@@ -65,6 +95,11 @@ def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property
         assert memory == ["0", "0", "0"], (
             f"{name} on sm_{architecture}: stack frame, spill stores, spill loads {memory}"
         )
+    if source.name in TILED:
+        cubins = sorted(tmp_path.glob("*.cubin"))
+        assert len(cubins) == len(ARCHITECTURES)
+        for cubin in cubins:
+            check_tiled(cubin)
 
 
 @functools.cache

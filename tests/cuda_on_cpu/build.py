@@ -17,6 +17,8 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu"))
+ATTENTION = [source for source in KERNELS if source.stem.startswith("attention")]
+RECURRENT = [source for source in KERNELS if source not in ATTENTION]
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 CHECKS = sorted((ROOT / "csrc" / "ops").glob("*_check.cpp"))
 EXECUTOR = [HERE / "executor.cpp", HERE / "fiber.cpp"]

@@ -1,5 +1,6 @@
 #include "executor.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int kWarp = 32;
 
-enum class Wait { none, block_barrier, exchange, count, finished };
+enum class Wait { none, block_barrier, exchange, together, count, finished };
 
 const char* name_of(Wait wait) {
     switch (wait) {
@@ -24,6 +25,8 @@ const char* name_of(Wait wait) {
             return "wait at the block barrier";
         case Wait::exchange:
             return "wait in a shuffle";
+        case Wait::together:
+            return "wait in an instruction of the whole warp";
         case Wait::count:
             return "wait at the grid barrier";
         case Wait::finished:
@@ -32,6 +35,12 @@ const char* name_of(Wait wait) {
             return "could run";
     }
 }
+
+struct Copy {
+    unsigned char* to;
+    const unsigned char* from;
+    size_t bytes, whole;
+};
 
 struct Fiber : Thread {
     Wait wait = Wait::none;
@@ -42,6 +51,10 @@ struct Fiber : Thread {
     size_t bytes = 0;
     int source_lane = 0;
     unsigned lanes = 0;
+    // together
+    void* own = nullptr;
+    std::vector<Copy> copies;  // since the last end of a group
+    std::deque<std::vector<Copy>> groups;
     // count
     const unsigned long long* counter = nullptr;
     unsigned long long target = 0;
@@ -246,6 +259,47 @@ void exchange(const void* value, void* result, size_t bytes, int source_lane, un
     }
     fiber->stack.leave();
 }
+
+void together(void* own, void (*work)(void* const* lanes), const Place& place) {
+    Fiber* fiber = fiber_now;
+    std::deque<Fiber>& fibers = fiber->block->fibers;
+    wait_here(Wait::together, place);
+    fiber->own = own;
+    const size_t warp = static_cast<size_t>(fiber->number / kWarp * kWarp);
+    void* lanes[kWarp];
+    bool complete = warp + kWarp <= fibers.size();
+    for (size_t lane = 0; complete && lane < kWarp; ++lane) {
+        const Fiber& other = fibers[warp + lane];
+        complete = other.wait == Wait::together && same(other.place, place);
+        lanes[lane] = other.own;
+    }
+    if (complete) {
+        work(lanes);
+        for (size_t lane = 0; lane < kWarp; ++lane) {
+            make_runnable(&fibers[warp + lane]);
+        }
+    }
+    fiber->stack.leave();
+}
+
+void copy_later(void* to, const void* from, size_t bytes, size_t whole) {
+    std::memset(to, 0xff, whole);
+    fiber_now->copies.push_back(
+        {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, whole});
+}
+
+void end_copy_group() { fiber_now->groups.push_back(std::exchange(fiber_now->copies, {})); }
+
+void wait_for_copies(size_t pending) {
+    for (auto& groups = fiber_now->groups; groups.size() > pending; groups.pop_front()) {
+        for (const Copy& copy : groups.front()) {
+            std::copy_n(copy.from, copy.bytes, copy.to);
+            std::fill(copy.to + copy.bytes, copy.to + copy.whole, static_cast<unsigned char>(0));
+        }
+    }
+}
+
+void fail(const char* what, const Place& place) { fail(std::string(what) + " at " + text(place)); }
 
 void count_and_wait(unsigned long long* counter, unsigned long long blocks, const Place& place) {
     Fiber* fiber = fiber_now;

@@ -37,6 +37,18 @@ void block_barrier(const Place& place);
 // Waits for the lanes in `lanes`, then copies `bytes` of the value given by lane `source_lane` to `result`.
 void exchange(const void* value, void* result, size_t bytes, int source_lane, unsigned lanes, const Place& place);
 
+// Waits for all lanes of the warp; then `work` is called once with what each of them gave.
+void together(void* own, void (*work)(void* const* lanes), const Place& place);
+
+// Copies `bytes` and zeros up to `whole` once the thread waits for it; until then there are not-a-numbers.
+void copy_later(void* to, const void* from, size_t bytes, size_t whole);
+void end_copy_group();
+// Makes the thread's copies happen, but for those of its last `pending` groups.
+void wait_for_copies(size_t pending);
+
+// Ends the launch with a report.
+void fail(const char* what, const Place& place);
+
 // Adds one to *counter and waits until it has reached the next multiple of `blocks`.
 void count_and_wait(unsigned long long* counter, unsigned long long blocks, const Place& place);
 

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from .build import ADDRESS_SANITIZER, EXECUTOR, HERE, KERNELS, ROOT
+from .build import ADDRESS_SANITIZER, EXECUTOR, HERE, RECURRENT, ROOT
 
-DRIVER = [HERE / "recurrent_driver.cpp", HERE / "variant_driver.cpp", *KERNELS, *EXECUTOR]
+DRIVER = [HERE / "recurrent_driver.cpp", HERE / "variant_driver.cpp", *RECURRENT, *EXECUTOR]
 
 
 def hashes(program, kind: str, seed: int) -> list[str]:
@@ -34,7 +34,7 @@ BARRIERS = {
     "before_a_total": (ROWS, "block_barrier();  // the sums of the warps have been written", "lstm_variant_forward"),
 } | {
     f"between_phases_of_{source.stem}": (PHASES, "rows_barrier(counters);", source.stem)
-    for source in KERNELS
+    for source in RECURRENT
     if source.stem.endswith(("forward", "backward"))
 }
 

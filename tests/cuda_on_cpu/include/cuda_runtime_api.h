@@ -11,6 +11,7 @@ enum cudaError_t {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
+    cudaErrorNotSupported = 801,
 };
 using cudaStream_t = struct CUstream_st*;
 

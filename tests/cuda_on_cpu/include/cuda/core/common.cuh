@@ -113,6 +113,22 @@ A hyperbolic_tangent(A value) {
     return std::tanh(value);
 }
 template <class A>
+A exponential2(A value) {
+    return std::exp2(value);
+}
+inline float fast_exponential2(float value) {
+    const float result = std::exp2(value);
+    return result < 0x1p-126f ? 0.0f : result;
+}
+template <class A>
+A logarithm2(A value) {
+    return std::log2(value);
+}
+template <class A>
+A maximum(A a, A b) {
+    return std::fmax(a, b);
+}
+template <class A>
 A square_root(A value) {
     return std::sqrt(value);
 }

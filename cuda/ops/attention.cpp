@@ -1,0 +1,177 @@
+// The attention operators on CUDA: allocate and launch. The seed is read on the host, so a CUDA graph repeats its
+// dropout.
+#include "csrc/ops/attention.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "csrc/ops/registry.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/ops/recurrent.h"
+
+namespace pykernels::cuda {
+namespace {
+
+// A call's device and stream, and what it points into. Memory freed at the end of the call is reused in the order of
+// the stream.
+class AttentionCall {
+  public:
+    explicit AttentionCall(const Tensor& query)
+        : guard_(query.device()), stream(c10::cuda::getCurrentCUDAStream(query.device().index()).stream()) {}
+
+    HeadsIn heads(const Tensor& tensor) {
+        const bool beside = tensor.size(3) <= 1 || tensor.stride(3) == 1;
+        const Tensor& kept = keep(beside ? tensor : tensor.contiguous());
+        return {kept.const_data_ptr(), kept.stride(0), kept.stride(1), kept.stride(2)};
+    }
+    const void* dense(const OptionalTensor& tensor) {
+        return tensor ? keep(tensor->contiguous()).const_data_ptr() : nullptr;
+    }
+    AttentionMask mask(const OptionalTensor& mask, const AttentionSizes& s) {
+        if (!mask) {
+            return {};
+        }
+        const Tensor& kept = keep(mask->expand({s.batch, s.heads, s.rows, s.keys}));
+        const void* data = kept.const_data_ptr();
+        const bool chosen = kept.scalar_type() == at::kBool;
+        return {chosen ? nullptr : data, chosen ? static_cast<const uint8_t*>(data) : nullptr,
+                kept.stride(0),          kept.stride(1),
+                kept.stride(2),          kept.stride(3)};
+    }
+    AttentionShape shape(const AttentionArguments& args, const AttentionSizes& s) {
+        TORCH_CHECK(
+            std::max(s.rows, s.keys) <= kMostRows && s.batch * s.heads * std::max(s.rows, s.keys) / 8 < INT32_MAX,
+            "[attention] expected fewer rows and keys on a GPU, got ", s.rows, " and ", s.keys, " of ",
+            s.batch * s.heads, " heads");
+        return {dtype_of(args.query),
+                s.batch,
+                s.heads,
+                s.groups,
+                s.rows,
+                s.keys,
+                s.depth,
+                s.value_depth,
+                static_cast<const int64_t*>(dense(args.row_lengths)),
+                static_cast<const int64_t*>(dense(args.key_lengths)),
+                std::min(args.left, kMostRows),
+                std::min(args.right, kMostRows),
+                args.bottom_right,
+                args.scale(),
+                args.softcap,
+                args.seed ? static_cast<uint64_t>(*args.seed->const_data_ptr<int64_t>()) : 0,
+                args.seed ? attention_dropout_below(args) : 0,
+                args.dropout < 1 ? 1 / (1 - args.dropout) : 0};
+    }
+
+  private:
+    const Tensor& keep(const Tensor& tensor) {
+        held_.push_back(tensor);
+        return held_.back();
+    }
+    c10::cuda::CUDAGuard guard_;
+    std::vector<Tensor> held_;
+
+  public:
+    const cudaStream_t stream;
+};
+
+HeadsOut to_heads(const Tensor& tensor) {
+    return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+AttentionForwardResult attend(const AttentionArguments& args) {
+    const auto s = check_attention(args);
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    AttentionCall call(args.query);
+    const Tensor out = empty_heads(args.query, s.value_depth, args.query.options());
+    const Tensor lse =
+        at::empty({s.batch, s.heads, s.rows}, args.query.options().dtype(attention_sum_type(args.query)));
+    const AttentionForward forward{call.shape(args, s),    call.heads(args.query),  call.heads(args.key),
+                                   call.heads(args.value), call.mask(args.mask, s), to_heads(out),
+                                   lse.mutable_data_ptr()};
+    C10_CUDA_CHECK(attention_forward(forward, call.stream));
+    return {out, lse};
+}
+
+AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given, bool need_query,
+                                  bool need_key, bool need_value, bool need_mask) {
+    const auto s = check_attention(args);
+    check_attention_backward(args, s, given);
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    AttentionCall call(args.query);
+    const auto options = args.query.options(), sums = options.dtype(attention_sum_type(args.query));
+    const auto wanted = [&](bool want, const Tensor& of) {
+        return want ? empty_heads(of, of.size(3), options) : at::empty({0}, options);
+    };
+    const Tensor grad_query = wanted(need_query, args.query), grad_key = wanted(need_key, args.key);
+    const Tensor grad_value = wanted(need_value, args.value);
+    const bool mask = need_mask && args.mask && args.mask->scalar_type() != at::kBool;
+    const Tensor grad_mask = at::empty(mask ? attention_mask_shape(*args.mask, s) : std::vector<int64_t>{0}, sums);
+    const Tensor delta = at::empty({s.batch, s.heads, s.rows}, sums);
+
+    AttentionBackward backward{};
+    backward.shape = call.shape(args, s);
+    backward.query = call.heads(args.query);
+    backward.key = call.heads(args.key);
+    backward.value = call.heads(args.value);
+    backward.out = call.heads(given.out);
+    backward.grad_out = call.heads(given.grad_out ? *given.grad_out : at::zeros_like(given.out));
+    backward.mask = call.mask(args.mask, s);
+    backward.lse = call.dense(given.lse);
+    backward.grad_lse = call.dense(given.grad_lse);
+    backward.delta = delta.mutable_data_ptr();
+    if (need_query) {
+        backward.grad_query = to_heads(grad_query);
+    }
+    if (need_key) {
+        backward.grad_key = to_heads(grad_key);
+    }
+    if (need_value) {
+        backward.grad_value = to_heads(grad_value);
+    }
+    if (mask) {
+        const auto stride = [&](int d) { return grad_mask.size(d) == 1 ? 0 : grad_mask.stride(d); };
+        backward.grad_mask = grad_mask.mutable_data_ptr();
+        backward.grad_mask_batch = stride(0);
+        backward.grad_mask_head = stride(1);
+        backward.grad_mask_row = stride(2);
+    }
+    C10_CUDA_CHECK(attention_backward(backward, call.stream));
+    return {grad_query, grad_key, grad_value,
+            (mask ? grad_mask.sum_to_size(args.mask->sizes()) : grad_mask).to(args.query.scalar_type())};
+}
+
+AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
+                               const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
+                               const OptionalTensor& seed, std::optional<double> scale, double softcap, double dropout,
+                               int64_t left, int64_t right, bool bottom_right) {
+    return attend(
+        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right});
+}
+
+AttentionBackwardResult backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
+                                 const Tensor& key, const Tensor& value, const OptionalTensor& mask,
+                                 const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
+                                 const OptionalTensor& seed, const Tensor& out, const Tensor& lse,
+                                 std::optional<double> scale, double softcap, double dropout, int64_t left,
+                                 int64_t right, bool bottom_right, bool need_query, bool need_key, bool need_value,
+                                 bool need_mask) {
+    return gradients(
+        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right},
+        {grad_out, grad_lse, out, lse}, need_query, need_key, need_value, need_mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
+    m.impl("attention_forward", forward);
+    m.impl("attention_backward", backward);
+}
+
+static const RawKernel raw_kernels[] = {{"attention_forward", forward}, {"attention_backward", backward}};
+
+}  // namespace pykernels::cuda
