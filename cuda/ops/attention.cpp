@@ -31,13 +31,14 @@ class AttentionCall {
     const void* dense(const OptionalTensor& tensor) {
         return tensor ? keep(tensor->contiguous()).const_data_ptr() : nullptr;
     }
-    AttentionMask mask(const OptionalTensor& mask, const AttentionSizes& s) {
+    AttentionMask mask(const OptionalTensor& mask, const AttentionSizes& s, at::ScalarType type) {
         if (!mask) {
             return {};
         }
-        const Tensor& kept = keep(mask->expand({s.batch, s.heads, s.rows, s.keys}));
+        const bool chosen = mask->scalar_type() == at::kBool;
+        const Tensor typed = chosen ? *mask : mask->to(type);
+        const Tensor& kept = keep(typed.expand({s.batch, s.heads, s.rows, s.keys}));
         const void* data = kept.const_data_ptr();
-        const bool chosen = kept.scalar_type() == at::kBool;
         return {chosen ? nullptr : data, chosen ? static_cast<const uint8_t*>(data) : nullptr,
                 kept.stride(0),          kept.stride(1),
                 kept.stride(2),          kept.stride(3)};
@@ -90,8 +91,12 @@ AttentionForwardResult attend(const AttentionArguments& args) {
     const Tensor out = empty_heads(args.query, s.value_depth, args.query.options());
     const Tensor lse =
         at::empty({s.batch, s.heads, s.rows}, args.query.options().dtype(attention_sum_type(args.query)));
-    const AttentionForward forward{call.shape(args, s),    call.heads(args.query),  call.heads(args.key),
-                                   call.heads(args.value), call.mask(args.mask, s), to_heads(out),
+    const AttentionForward forward{call.shape(args, s),
+                                   call.heads(args.query),
+                                   call.heads(args.key),
+                                   call.heads(args.value),
+                                   call.mask(args.mask, s, args.query.scalar_type()),
+                                   to_heads(out),
                                    lse.mutable_data_ptr()};
     C10_CUDA_CHECK(attention_forward(forward, call.stream));
     return {out, lse};
@@ -120,7 +125,7 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     backward.value = call.heads(args.value);
     backward.out = call.heads(given.out);
     backward.grad_out = call.heads(given.grad_out ? *given.grad_out : at::zeros_like(given.out));
-    backward.mask = call.mask(args.mask, s);
+    backward.mask = call.mask(args.mask, s, args.query.scalar_type());
     backward.lse = call.dense(given.lse);
     backward.grad_lse = call.dense(given.grad_lse);
     backward.delta = delta.mutable_data_ptr();
@@ -142,7 +147,8 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     }
     C10_CUDA_CHECK(attention_backward(backward, call.stream));
     return {grad_query, grad_key, grad_value,
-            (mask ? grad_mask.sum_to_size(args.mask->sizes()) : grad_mask).to(args.query.scalar_type())};
+            mask ? grad_mask.sum_to_size(args.mask->sizes()).to(args.mask->scalar_type())
+                 : grad_mask.to(args.query.scalar_type())};
 }
 
 AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
