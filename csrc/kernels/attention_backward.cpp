@@ -43,14 +43,15 @@ class Backward {
         const double work = static_cast<double>(heads()) * static_cast<double>(s_.rows) * static_cast<double>(s_.keys) *
                             static_cast<double>(3 * s_.depth + 2 * s_.value_depth);
         std::atomic<int64_t> next{0}, next_mask{0};
-        const int64_t items = s_.batch * s_.groups * key_blocks_;
+        const int64_t items = s_.batch * s_.groups;
         parallel_region(threads_for(work, kGrain), [&](const Team& team) {
             Workspace room(*this);
             find_delta(share(heads() * s_.rows, team.rank, team.size));
             team.wait();
             if (call_.grad_query.data || call_.grad_key.data || call_.grad_value.data)
-                for (int64_t item; (item = next++) < items;)
-                    keys(item / key_blocks_ / s_.groups, item / key_blocks_ % s_.groups, item % key_blocks_, room);
+                // all heads' first block, then their next: those of one head would wait for each other
+                for (int64_t item; (item = next++) < items * key_blocks_;)
+                    keys(item % items / s_.groups, item % s_.groups, item / items, room);
             if (!call_.grad_mask) return;
             for (int64_t unit; (unit = next_mask++) < mask_units();) mask(unit, room);
         });
