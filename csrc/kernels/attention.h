@@ -95,7 +95,7 @@ void attention_forward(const AttentionForward<double, double>& call);
 void attention_forward(const AttentionForward<Bf16Pair, c10::BFloat16>& call);
 
 // The same for a few rows, which read the keys in place. (Pairs of bf16 are not needed: any processor runs it.)
-inline bool are_few(const AttentionShape& shape) { return shape.heads_of_group() * shape.rows <= 4; }
+inline bool are_few(int64_t heads_of_group, int64_t rows) { return heads_of_group * rows <= 4; }
 void attention_few(const AttentionForward<float, float>& call);
 void attention_few(const AttentionForward<double, double>& call);
 void attention_few(const AttentionForward<Bf16Pair, c10::BFloat16>& call);

@@ -315,24 +315,16 @@ class Backward {
                 });
         });
         if (!last) return;
-        const V scale(static_cast<T>(s_.scale));
-        for (int64_t r = 0; r < block.row_count(); ++r) {
-            S* out = call_.grad_query.at(block.b, block.h, block.rows.begin + r);
-            for (int64_t n = 0; n < s_.depth; n += width)
-                store_as<T, S>(out + n, V::loadu(sums + r * stride + n) * scale,
-                               static_cast<int>(std::min<int64_t>(width, s_.depth - n)));
-        }
+        for (int64_t r = 0; r < block.row_count(); ++r)
+            put_row(call_.grad_query.at(block.b, block.h, block.rows.begin + r), sums + r * stride, s_.depth,
+                    static_cast<T>(s_.scale));
     }
 
     void put_out(const HeadRows<S>& to, const Block& block, int64_t g, const T* sums, int64_t stride, int64_t columns,
                  T scale) const {
         if (!to.data) return;
-        for (int64_t k = 0; k < block.key_count(); ++k) {
-            S* out = to.at(block.b, g, block.keys.begin + k);
-            for (int64_t n = 0; n < columns; n += width)
-                store_as<T, S>(out + n, V::loadu(sums + k * stride + n) * V(scale),
-                               static_cast<int>(std::min<int64_t>(width, columns - n)));
-        }
+        for (int64_t k = 0; k < block.key_count(); ++k)
+            put_row(to.at(block.b, g, block.keys.begin + k), sums + k * stride, columns, scale);
     }
 
     // The mask's gradient: a unit is a block of keys of what of the mask is not broadcast.

@@ -117,10 +117,7 @@ class Few {
         }
         call_.lse[at] = all.lse(factor_);
         S* out = call_.out.at(at / s_.rows / s_.heads, at / s_.rows % s_.heads, at % s_.rows);
-        const V share(all.total == 0 ? Acc(0) : 1 / all.total);
-        for (int64_t n = 0; n < s_.value_depth; n += width)
-            store_as<Acc, S>(out + n, V::loadu(sums + n) * share,
-                             static_cast<int>(std::min<int64_t>(width, s_.value_depth - n)));
+        put_row(out, sums, s_.value_depth, all.total == 0 ? Acc(0) : 1 / all.total);
     }
 
     const Call& call_;

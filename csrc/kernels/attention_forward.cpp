@@ -187,10 +187,7 @@ class Forward {
                 std::fill_n(out, s_.value_depth, S(0));
                 continue;
             }
-            const V share(1 / running.total);
-            for (int64_t n = 0; n < s_.value_depth; n += width)
-                store_as<Acc>(out + n, V::loadu(room.sums + r * columns_ + n) * share,
-                              static_cast<int>(std::min<int64_t>(width, s_.value_depth - n)));
+            put_row(out, room.sums + r * columns_, s_.value_depth, 1 / running.total);
         }
     }
 

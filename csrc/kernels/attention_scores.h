@@ -93,6 +93,15 @@ void pack_as_depth(const S* rows, int64_t stride, int64_t count, const Panels<Op
     }
 }
 
+// A row of sums times `factor`, rounded to where it goes.
+template <typename Acc, typename S>
+void put_row(S* out, const Acc* sums, int64_t columns, Acc factor) {
+    constexpr int width = kWidth<Acc>;
+    for (int64_t n = 0; n < columns; n += width)
+        store_as<Acc, S>(out + n, Vec<Acc>::loadu(sums + n) * Vec<Acc>(factor),
+                         static_cast<int>(std::min<int64_t>(width, columns - n)));
+}
+
 // One row of scores of one head.
 template <typename Acc>
 class ScoreRow {

@@ -1,5 +1,5 @@
 // The attention operators on the CPU: allocate and call the kernel.
-#include "ops/attention.h"
+#include "ops/attention_ops.h"
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -81,6 +81,7 @@ AttentionForwardResult attend(const AttentionArguments& args) {
     const auto s = check_attention(args);
     const auto& query = args.query;
     const Tensor lse = at::empty({s.batch, s.heads, s.rows}, query.options().dtype(attention_sum_type(query)));
+    const bool few = s.groups > 0 && are_few(s.heads / s.groups, s.rows);
     const auto run = [&]<typename Op, typename S>(AttentionForward<Op, S> call) -> AttentionForwardResult {
         using Acc = typename AttentionForward<Op, S>::Acc;
         const auto options = query.options().dtype(c10::CppTypeToScalarType<S>::value);
@@ -94,18 +95,17 @@ AttentionForwardResult attend(const AttentionArguments& args) {
         call.mask = held.mask<Acc>(args.mask, s);
         call.out = to_heads<S>(out);
         call.lse = lse.data_ptr<Acc>();
-        are_few(call.shape) ? attention_few(call) : attention_forward(call);
+        few ? attention_few(call) : attention_forward(call);
         return {out.to(query.scalar_type()), lse};
     };
     if (query.scalar_type() == at::kDouble) return run(AttentionForward<double, double>{});
-    const bool few = s.groups > 0 && s.heads / s.groups * s.rows <= 4;
     if (query.scalar_type() == at::kBFloat16 && (few || has_bf16_products()))
         return run(AttentionForward<Bf16Pair, c10::BFloat16>{});
     return run(AttentionForward<float, float>{});
 }
 
-AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given, bool need_query,
-                                  bool need_key, bool need_value, bool need_mask) {
+AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given,
+                                  const AttentionWanted& wants) {
     const auto s = check_attention(args);
     check_attention_backward(args, s, given);
     const auto type = args.query.scalar_type();
@@ -115,9 +115,9 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
         const auto wanted = [&](bool want, const Tensor& of) {
             return want ? empty_heads(of, of.size(3), options) : at::empty({0}, options);
         };
-        const Tensor grad_query = wanted(need_query, args.query), grad_key = wanted(need_key, args.key);
-        const Tensor grad_value = wanted(need_value, args.value);
-        const bool mask = need_mask && args.mask && args.mask->scalar_type() != at::kBool;
+        const Tensor grad_query = wanted(wants.query, args.query), grad_key = wanted(wants.key, args.key);
+        const Tensor grad_value = wanted(wants.value, args.value);
+        const bool mask = wants.mask && args.mask && args.mask->scalar_type() != at::kBool;
         const Tensor grad_mask =
             mask ? at::zeros(attention_mask_shape(*args.mask, s), options.dtype(c10::CppTypeToScalarType<Acc>::value))
                  : at::empty({0}, options);
@@ -135,9 +135,9 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
             call.mask = held.mask<Acc>(args.mask, s);
             call.lse = held.dense<Acc>(given.lse);
             call.grad_lse = held.dense<Acc>(given.grad_lse);
-            if (need_query) call.grad_query = to_heads<S>(grad_query);
-            if (need_key) call.grad_key = to_heads<S>(grad_key);
-            if (need_value) call.grad_value = to_heads<S>(grad_value);
+            if (wants.query) call.grad_query = to_heads<S>(grad_query);
+            if (wants.key) call.grad_key = to_heads<S>(grad_key);
+            if (wants.value) call.grad_value = to_heads<S>(grad_value);
             if (mask) {
                 call.grad_mask = grad_mask.data_ptr<Acc>();
                 const auto stride = [&](int d) { return grad_mask.size(d) == 1 ? 0 : grad_mask.stride(d); };
@@ -155,25 +155,7 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     return run(AttentionBackward<float, float>{});
 }
 
-AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
-                               const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
-                               const OptionalTensor& seed, std::optional<double> scale, double softcap, double dropout,
-                               int64_t left, int64_t right, bool bottom_right) {
-    return attend(
-        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right});
-}
-
-AttentionBackwardResult backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
-                                 const Tensor& key, const Tensor& value, const OptionalTensor& mask,
-                                 const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
-                                 const OptionalTensor& seed, const Tensor& out, const Tensor& lse,
-                                 std::optional<double> scale, double softcap, double dropout, int64_t left,
-                                 int64_t right, bool bottom_right, bool need_query, bool need_key, bool need_value,
-                                 bool need_mask) {
-    return gradients(
-        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right},
-        {grad_out, grad_lse, out, lse}, need_query, need_key, need_value, need_mask);
-}
+using Operators = AttentionOperators<attend, gradients>;
 
 }  // namespace
 
@@ -192,10 +174,11 @@ TORCH_LIBRARY_FRAGMENT(pykernels, m) {
 }
 
 TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
-    m.impl("attention_forward", forward);
-    m.impl("attention_backward", backward);
+    m.impl("attention_forward", Operators::forward);
+    m.impl("attention_backward", Operators::backward);
 }
 
-static const RawKernel raw_kernels[] = {{"attention_forward", forward}, {"attention_backward", backward}};
+static const RawKernel raw_kernels[] = {{"attention_forward", Operators::forward},
+                                        {"attention_backward", Operators::backward}};
 
 }  // namespace pykernels

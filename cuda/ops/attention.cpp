@@ -1,6 +1,6 @@
 // The attention operators on CUDA: allocate and launch. The seed is read on the host, so a CUDA graph repeats its
 // dropout.
-#include "csrc/ops/attention.h"
+#include "csrc/ops/attention_ops.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/zeros_like.h>
@@ -102,8 +102,8 @@ AttentionForwardResult attend(const AttentionArguments& args) {
     return {out, lse};
 }
 
-AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given, bool need_query,
-                                  bool need_key, bool need_value, bool need_mask) {
+AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given,
+                                  const AttentionWanted& wants) {
     const auto s = check_attention(args);
     check_attention_backward(args, s, given);
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -112,9 +112,9 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     const auto wanted = [&](bool want, const Tensor& of) {
         return want ? empty_heads(of, of.size(3), options) : at::empty({0}, options);
     };
-    const Tensor grad_query = wanted(need_query, args.query), grad_key = wanted(need_key, args.key);
-    const Tensor grad_value = wanted(need_value, args.value);
-    const bool mask = need_mask && args.mask && args.mask->scalar_type() != at::kBool;
+    const Tensor grad_query = wanted(wants.query, args.query), grad_key = wanted(wants.key, args.key);
+    const Tensor grad_value = wanted(wants.value, args.value);
+    const bool mask = wants.mask && args.mask && args.mask->scalar_type() != at::kBool;
     const Tensor grad_mask = at::empty(mask ? attention_mask_shape(*args.mask, s) : std::vector<int64_t>{0}, sums);
     const Tensor delta = at::empty({s.batch, s.heads, s.rows}, sums);
 
@@ -129,13 +129,13 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     backward.lse = call.dense(given.lse);
     backward.grad_lse = call.dense(given.grad_lse);
     backward.delta = delta.mutable_data_ptr();
-    if (need_query) {
+    if (wants.query) {
         backward.grad_query = to_heads(grad_query);
     }
-    if (need_key) {
+    if (wants.key) {
         backward.grad_key = to_heads(grad_key);
     }
-    if (need_value) {
+    if (wants.value) {
         backward.grad_value = to_heads(grad_value);
     }
     if (mask) {
@@ -151,33 +151,16 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
                  : grad_mask.to(args.query.scalar_type())};
 }
 
-AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
-                               const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
-                               const OptionalTensor& seed, std::optional<double> scale, double softcap, double dropout,
-                               int64_t left, int64_t right, bool bottom_right) {
-    return attend(
-        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right});
-}
-
-AttentionBackwardResult backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
-                                 const Tensor& key, const Tensor& value, const OptionalTensor& mask,
-                                 const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
-                                 const OptionalTensor& seed, const Tensor& out, const Tensor& lse,
-                                 std::optional<double> scale, double softcap, double dropout, int64_t left,
-                                 int64_t right, bool bottom_right, bool need_query, bool need_key, bool need_value,
-                                 bool need_mask) {
-    return gradients(
-        {query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right},
-        {grad_out, grad_lse, out, lse}, need_query, need_key, need_value, need_mask);
-}
+using Operators = AttentionOperators<attend, gradients>;
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
-    m.impl("attention_forward", forward);
-    m.impl("attention_backward", backward);
+    m.impl("attention_forward", Operators::forward);
+    m.impl("attention_backward", Operators::backward);
 }
 
-static const RawKernel raw_kernels[] = {{"attention_forward", forward}, {"attention_backward", backward}};
+static const RawKernel raw_kernels[] = {{"attention_forward", Operators::forward},
+                                        {"attention_backward", Operators::backward}};
 
 }  // namespace pykernels::cuda
