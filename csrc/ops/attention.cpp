@@ -4,8 +4,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "core/measure.h"
 #include "kernels/attention.h"
-#include "kernels/recurrent.h"
 #include "ops/registry.h"
 
 namespace pykernels {

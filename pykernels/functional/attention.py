@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import sdpa
+from ..reference.attention import Lengths, Window, arguments, reshape
 from . import _attention_ops, _dispatch
 from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_grad
 
@@ -53,10 +53,10 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     softcap: float | None = None,
     causal: str | None = None,
-    lengths: sdpa.Lengths | None = None,
+    lengths: Lengths | None = None,
 ) -> Any:
     r"""Scaled dot-product attention; takes what :func:`torch.nn.functional.scaled_dot_product_attention` takes.
 
@@ -110,10 +110,10 @@ def scaled_dot_product_attention(
     if any_autocast() and (dtype := _dispatch.autocast_dtype(query)) is not None:
         query, key, value = (_dispatch.cast(t, dtype) for t in (query, key, value))
     options = (scale, enable_gqa, window, softcap, causal, lengths)
-    tensors, numbers, shape = sdpa.arguments(query, key, value, attn_mask, dropout_p, is_causal, *options)
+    tensors, numbers, shape = arguments(query, key, value, attn_mask, dropout_p, is_causal, *options)
     out, lse = _run(tensors, numbers)
     if shape is not None:
-        out, lse = sdpa.reshape(shape, out, lse)
+        out, lse = reshape(shape, out, lse)
     return (out, lse) if return_lse else out
 
 

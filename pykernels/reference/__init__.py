@@ -1,11 +1,10 @@
 """The twins: every operator of `pykernels.functional` in plain PyTorch, written as its equations."""
 
-from .attention import attention, attention_keep
+from .attention import attention, attention_keep, scaled_dot_product_attention
 from .gru import gru, gru_cell, gru_layer
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
-from .sdpa import scaled_dot_product_attention
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 
 __all__ = [
