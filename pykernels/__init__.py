@@ -4,9 +4,23 @@ import torch  # noqa: F401  (first: it loads what the compiled modules are linke
 
 from . import _native, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
 from ._version import __version__
-from .nn import GRU, LSTM, RNN, GRUCell, JordanRNN, LSTMCell, RNNCell
+from .nn import (
+    GRU,
+    LSTM,
+    RNN,
+    DotAttention,
+    GRUCell,
+    JordanRNN,
+    LayerNorm,
+    LSTMCell,
+    MultiheadAttention,
+    RNNCell,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)  # fmt: skip
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
+    "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

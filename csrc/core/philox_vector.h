@@ -1,6 +1,7 @@
 // Philox for counters side by side, in vectors.
 #pragma once
 
+#include "core/dropout.h"
 #include "core/philox.h"
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
@@ -110,6 +111,28 @@ inline void philox_together(uint64_t key, uint32_t first, uint32_t second, uint3
             philox_round(numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], k0, k1);
     });
 #endif
+}
+
+// What dropout multiplies elements `first` to `first + count` of a row by.
+template <typename Acc>
+void dropout_factors(const DropoutRule& rule, uint32_t row, uint32_t number, std::int64_t first, std::int64_t count,
+                     Acc* factors) {
+    constexpr std::int64_t block = 4 * kPhiloxTogether;  // numbers of one round of the generator
+    alignas(64) uint32_t numbers[4][kPhiloxTogether];
+    const Acc kept = static_cast<Acc>(rule.kept);
+    for (std::int64_t begin = first / block * block; begin < first + count; begin += block) {
+        philox_together(rule.key, static_cast<uint32_t>(begin / 4), row, number, numbers);
+        for (std::int64_t j = 0; j < block; j += 16) {
+            const uint32_t* part = numbers[j % 64 / 16] + j / 64 * 16;
+            const std::int64_t to = begin + j - first;
+            if (to >= 0 && to + 16 <= count) {
+                for (int i = 0; i < 16; ++i) factors[to + i] = part[i] >= rule.below ? kept : Acc(0);
+            } else {
+                for (std::int64_t i = std::max<std::int64_t>(0, -to); i < std::min<std::int64_t>(16, count - to); ++i)
+                    factors[to + i] = part[i] >= rule.below ? kept : Acc(0);
+            }
+        }
+    }
 }
 
 }  // namespace pykernels

@@ -27,8 +27,8 @@ struct RowStats {
     T mean, scale;  // 1 / sqrt(variance + epsilon)
 };
 
-template <typename T>
-RowStats<T> row_stats(const T* row, int64_t count, T epsilon) {
+template <typename T, typename S>
+RowStats<T> row_stats(const S* row, int64_t count, T epsilon) {
     Vec<T> sum(T(0)), squares(T(0));
     each_vector<T>(count, [&](int64_t i, int used) { sum = sum + load_as<T>(row + i, used); });
     const T mean = sum_of_lanes(sum) / static_cast<T>(count);

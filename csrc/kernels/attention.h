@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/dropout.h"
 #include "core/types.h"
 
 namespace pykernels {
@@ -43,9 +44,7 @@ struct AttentionShape {
     int64_t left, right;                       // how far a row sees from its diagonal; -1: no limit
     bool bottom_right;                         // the diagonal ends at the last key, or else begins at the first
     double scale, softcap;                     // softcap 0: none
-    std::uint64_t dropout_key;
-    std::uint32_t dropout_below;  // a weight is dropped where its random number is below; 0: no dropout
-    double kept;                  // what the others are multiplied by
+    DropoutRule dropout;
 
     int64_t heads_of_group() const { return heads / groups; }
     int64_t rows_of(int64_t b) const { return row_lengths ? row_lengths[b] : rows; }
@@ -90,6 +89,20 @@ struct AttentionBackward {
     int64_t grad_mask_batch, grad_mask_head, grad_mask_row;  // strides, 0 where it is summed
 };
 
+template <typename Operand_, typename Storage_>
+struct AttentionWeights {
+    using Operand = Operand_;
+    using Storage = Storage_;
+    using Acc = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+    AttentionShape shape;
+    HeadRows<const Storage> query, key;
+    AttentionMask<Acc> mask;
+    const Acc* lse;         // as forward found it
+    HeadRows<Storage> out;  // [batch, heads, rows, keys], or of the mean over the heads [batch, 1, rows, keys]
+    bool average;
+};
+
 void attention_forward(const AttentionForward<float, float>& call);
 void attention_forward(const AttentionForward<double, double>& call);
 void attention_forward(const AttentionForward<Bf16Pair, c10::BFloat16>& call);
@@ -99,6 +112,10 @@ inline bool are_few(int64_t heads_of_group, int64_t rows) { return heads_of_grou
 void attention_few(const AttentionForward<float, float>& call);
 void attention_few(const AttentionForward<double, double>& call);
 void attention_few(const AttentionForward<Bf16Pair, c10::BFloat16>& call);
+
+void attention_weights(const AttentionWeights<float, float>& call);
+void attention_weights(const AttentionWeights<double, double>& call);
+void attention_weights(const AttentionWeights<Bf16Pair, c10::BFloat16>& call);
 
 void attention_backward(const AttentionBackward<float, float>& call);
 void attention_backward(const AttentionBackward<double, double>& call);

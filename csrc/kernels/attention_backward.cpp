@@ -264,7 +264,7 @@ class Backward {
         const bool bends = bent && s_.softcap != 0;
         if (!plain_) line.finish(weights + first, key, end - first, bends ? room.bends + first : nullptr);
         line.hide(weights + first, key, end - first);
-        if (s_.dropout_below) line.dropout(room.factors + first, key, end - first);
+        if (s_.dropout.below) line.dropout(room.factors + first, key, end - first);
         const T lse = call_.lse[at];
         const V factor(plain_ ? static_cast<T>(s_.scale) : T(1)), log2e(static_cast<T>(kLog2E)), delta(delta_[at]);
         const V from(lse == -std::numeric_limits<T>::infinity() ? -lse : lse);
@@ -273,7 +273,7 @@ class Backward {
             keep_in_register(score);  // rounded, as where the largest of them went into lse
             const V weight = exp2((score - from) * log2e);
             V grad = V::loadu(slopes + j), used = weight;
-            if (s_.dropout_below) {
+            if (s_.dropout.below) {
                 const V kept = V::loadu(room.factors + j);
                 grad = grad * kept;
                 used = used * kept;

@@ -34,7 +34,7 @@ class Few {
             static_cast<double>(rows_) * static_cast<double>(s_.keys) * static_cast<double>(s_.depth + s_.value_depth);
         parallel_region(threads_for(work, kGrain), [&](const Team& team) {
             const Buffer<Acc> query(s_.depth), scores(kRun + width);
-            const Buffer<Acc> factors(s_.dropout_below ? kRun : 0);
+            const Buffer<Acc> factors(s_.dropout.below ? kRun : 0);
             const Range own = share(units, team.rank, team.size);
             for (int64_t unit = own.begin; unit < own.end; ++unit) {
                 const int64_t item = unit / runs_, b = item / s_.groups, g = item % s_.groups;
@@ -70,8 +70,8 @@ class Few {
                 .store(scores + j);
         if (!plain_) line.finish(scores, begin, count, nullptr);
         line.hide(scores, begin, count);
-        if (s_.dropout_below) line.dropout(factors, begin, count);
-        running_[at].add(scores, count, factor_, s_.dropout_below ? factors : nullptr,
+        if (s_.dropout.below) line.dropout(factors, begin, count);
+        running_[at].add(scores, count, factor_, s_.dropout.below ? factors : nullptr,
                          [&](int64_t j, const V& one, const V& other) {
                              one.store(scores + j);
                              other.store(scores + j + width);

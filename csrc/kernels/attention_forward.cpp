@@ -69,7 +69,7 @@ class Forward {
               keys(of.block_, of.s_.depth),
               scores(kTileRows * of.block_),
               weights(std::is_same_v<Op, Acc> ? 0 : kTileRows * of.block_ / kPer),
-              factors(of.s_.dropout_below ? of.block_ : 0),
+              factors(of.s_.dropout.below ? of.block_ : 0),
               sums(kRowsTogether * of.columns_) {}
         OperandRows<Op, S> queries, keys;
         Buffer<Acc> scores;
@@ -155,11 +155,11 @@ class Forward {
                      Workspace& room) const {
         if (!plain_) line.finish(scores, first, count, nullptr);
         line.hide(scores, first, count);
-        if (s_.dropout_below) line.dropout(room.factors, first, count);
+        if (s_.dropout.below) line.dropout(room.factors, first, count);
         Op* to = weights;
         if constexpr (std::is_same_v<Op, Acc>) to = scores;
         const Acc down =
-            room.running[row].add(scores, count, factor_, s_.dropout_below ? room.factors.get() : nullptr,
+            room.running[row].add(scores, count, factor_, s_.dropout.below ? room.factors.get() : nullptr,
                                   [&](int64_t j, const V& one, const V& other) { put_weights(one, other, to, j); });
         if (down != 1) {
             Acc* sums = room.sums + row * columns_;

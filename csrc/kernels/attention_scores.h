@@ -155,23 +155,8 @@ class ScoreRow {
     }
     // What dropout multiplies the weights of the keys from `first` on by.
     void dropout(Acc* factors, int64_t first, int64_t count) const {
-        constexpr int64_t block = 4 * kPhiloxTogether;  // numbers of one round of the generator
-        alignas(64) std::uint32_t numbers[4][kPhiloxTogether];
-        const Acc kept = static_cast<Acc>(shape_.kept);
-        for (int64_t begin = first / block * block; begin < first + count; begin += block) {
-            philox_together(shape_.dropout_key, static_cast<std::uint32_t>(begin / 4), static_cast<std::uint32_t>(row_),
-                            static_cast<std::uint32_t>(number_), numbers);
-            for (int64_t j = 0; j < block; j += 16) {
-                const std::uint32_t* part = numbers[j % 64 / 16] + j / 64 * 16;
-                const int64_t to = begin + j - first;
-                if (to >= 0 && to + 16 <= count) {
-                    for (int i = 0; i < 16; ++i) factors[to + i] = part[i] >= shape_.dropout_below ? kept : Acc(0);
-                } else {
-                    for (int64_t i = std::max<int64_t>(0, -to); i < std::min<int64_t>(16, count - to); ++i)
-                        factors[to + i] = part[i] >= shape_.dropout_below ? kept : Acc(0);
-                }
-            }
-        }
+        dropout_factors(shape_.dropout, static_cast<std::uint32_t>(row_), static_cast<std::uint32_t>(number_), first,
+                        count, factors);
     }
 
   private:

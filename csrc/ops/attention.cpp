@@ -50,7 +50,6 @@ class Held {
 };
 
 AttentionShape kernel_shape(const AttentionArguments& args, const AttentionSizes& s, Held& held) {
-    const uint32_t below = args.seed ? attention_dropout_below(args) : 0;
     return {s.batch,
             s.heads,
             s.groups,
@@ -65,9 +64,7 @@ AttentionShape kernel_shape(const AttentionArguments& args, const AttentionSizes
             args.bottom_right,
             args.scale(),
             args.softcap,
-            args.seed ? static_cast<uint64_t>(*args.seed->const_data_ptr<int64_t>()) : 0,
-            below,
-            args.dropout < 1 ? 1 / (1 - args.dropout) : 0};
+            s.dropout};
 }
 
 template <typename S>
@@ -155,7 +152,33 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     return run(AttentionBackward<float, float>{});
 }
 
-using Operators = AttentionOperators<attend, gradients>;
+Tensor weigh(const AttentionArguments& args, const Tensor& lse, bool average) {
+    const auto s = check_attention_weights(args, lse);
+    const auto type = args.query.scalar_type();
+    const auto run = [&]<typename Op, typename S>(AttentionWeights<Op, S> call) -> Tensor {
+        using Acc = typename AttentionWeights<Op, S>::Acc;
+        const Tensor out = at::empty({s.batch, average ? 1 : s.heads, s.rows, s.keys},
+                                     args.query.options().dtype(c10::CppTypeToScalarType<S>::value));
+        if (s.heads == 0) out.zero_();
+        if (!nothing_to_do(s) && s.keys > 0) {
+            Held held;
+            call.shape = kernel_shape(args, s, held);
+            call.query = held.heads<S>(args.query);
+            call.key = held.heads<S>(args.key);
+            call.mask = held.mask<Acc>(args.mask, s);
+            call.lse = held.dense<Acc>(lse);
+            call.out = to_heads<S>(out);
+            call.average = average;
+            attention_weights(call);
+        }
+        return (average ? out.squeeze(1) : out).to(type);
+    };
+    if (type == at::kDouble) return run(AttentionWeights<double, double>{});
+    if (type == at::kBFloat16 && has_bf16_products()) return run(AttentionWeights<Bf16Pair, c10::BFloat16>{});
+    return run(AttentionWeights<float, float>{});
+}
+
+using Operators = AttentionOperators<attend, gradients, weigh>;
 
 }  // namespace
 
@@ -164,6 +187,11 @@ TORCH_LIBRARY_FRAGMENT(pykernels, m) {
         "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? row_lengths, "
         "Tensor? key_lengths, Tensor? seed, float? scale, float softcap, float dropout, SymInt left, SymInt right, "
         "bool bottom_right) -> (Tensor out, Tensor lse)",
+        {at::Tag::pt2_compliant_tag});
+    m.def(
+        "attention_weights(Tensor query, Tensor key, Tensor? mask, Tensor? row_lengths, Tensor? key_lengths, "
+        "Tensor? seed, Tensor lse, float? scale, float softcap, float dropout, SymInt left, SymInt right, "
+        "bool bottom_right, bool average) -> Tensor",
         {at::Tag::pt2_compliant_tag});
     m.def(
         "attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor? mask, "
@@ -176,9 +204,11 @@ TORCH_LIBRARY_FRAGMENT(pykernels, m) {
 TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
     m.impl("attention_forward", Operators::forward);
     m.impl("attention_backward", Operators::backward);
+    m.impl("attention_weights", Operators::weights);
 }
 
 static const RawKernel raw_kernels[] = {{"attention_forward", Operators::forward},
-                                        {"attention_backward", Operators::backward}};
+                                        {"attention_backward", Operators::backward},
+                                        {"attention_weights", Operators::weights}};
 
 }  // namespace pykernels

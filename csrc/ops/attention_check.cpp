@@ -19,6 +19,14 @@ void check_lengths(std::string_view name, const OptionalTensor& lengths, const T
                     ", got ", length[b]);
 }
 
+// One number a row: lse or its gradient.
+void check_sums(std::string_view name, const Tensor& tensor, const Tensor& query) {
+    check_shape(op, name, tensor, query.sizes().slice(0, 3));
+    const auto type = attention_sum_type(query);
+    TORCH_CHECK(tensor.scalar_type() == type && tensor.device() == query.device(), "[", op, "] expected ", name,
+                " of dtype ", type, " on ", query.device(), ", got ", tensor.scalar_type(), " on ", tensor.device());
+}
+
 }  // namespace
 
 AttentionSizes check_attention(const AttentionArguments& args) {
@@ -30,8 +38,8 @@ AttentionSizes check_attention(const AttentionArguments& args) {
         TORCH_CHECK(tensor.dim() == 4, "[", op, "] expected ", name, " of 4 dimensions, got ", tensor.dim());
     check_like(op, "key", key, query);
     check_like(op, "value", value, query);
-    const AttentionSizes s{query.size(0), query.size(1), key.size(1),  query.size(2),
-                           key.size(2),   query.size(3), value.size(3)};
+    const AttentionSizes s{query.size(0), query.size(1), key.size(1),   query.size(2),
+                           key.size(2),   query.size(3), value.size(3), check_dropout(op, seed, dropout)};
     TORCH_CHECK(s.groups > 0 ? s.heads % s.groups == 0 : s.heads == 0, "[", op,
                 "] expected a number of heads of query that is a multiple of that of key, got ", s.heads, " and ",
                 s.groups);
@@ -51,10 +59,6 @@ AttentionSizes check_attention(const AttentionArguments& args) {
     }
     check_lengths("row_lengths", row_lengths, query, s.rows);
     check_lengths("key_lengths", key_lengths, query, s.keys);
-    TORCH_CHECK(dropout >= 0 && dropout <= 1, "[", op, "] expected a probability dropout, got ", dropout);
-    TORCH_CHECK(!seed || (seed->scalar_type() == at::kLong && seed->numel() == 1 && seed->is_cpu()), "[", op,
-                "] expected seed as one int64 on the CPU");
-    TORCH_CHECK(seed || dropout == 0, "[", op, "] expected a seed, as dropout is ", dropout);
     TORCH_CHECK(std::isfinite(args.scale()), "[", op, "] expected a finite scale, got ", args.scale());
     TORCH_CHECK(std::isfinite(softcap) && softcap >= 0, "[", op, "] expected a softcap of 0 or more, got ", softcap);
     TORCH_CHECK(left >= -1 && right >= -1, "[", op, "] expected a window of -1 or more on both sides, got ", left,
@@ -71,15 +75,14 @@ void check_attention_backward(const AttentionArguments& args, const AttentionSiz
     }
     check_shape(op, "out", given.out, {s.batch, s.heads, s.rows, s.value_depth});
     check_like(op, "out", given.out, args.query);
-    const auto check_sums = [&](std::string_view name, const Tensor& tensor) {
-        check_shape(op, name, tensor, {s.batch, s.heads, s.rows});
-        const auto type = attention_sum_type(args.query);
-        TORCH_CHECK(tensor.scalar_type() == type && tensor.device() == args.query.device(), "[", op, "] expected ",
-                    name, " of dtype ", type, " on ", args.query.device(), ", got ", tensor.scalar_type(), " on ",
-                    tensor.device());
-    };
-    check_sums("lse", given.lse);
-    if (given.grad_lse) check_sums("grad_lse", *given.grad_lse);
+    check_sums("lse", given.lse, args.query);
+    if (given.grad_lse) check_sums("grad_lse", *given.grad_lse, args.query);
+}
+
+AttentionSizes check_attention_weights(const AttentionArguments& args, const Tensor& lse) {
+    const auto s = check_attention(args);
+    check_sums("lse", lse, args.query);
+    return s;
 }
 
 std::vector<int64_t> attention_mask_shape(const Tensor& mask, const AttentionSizes& s) {
@@ -87,11 +90,6 @@ std::vector<int64_t> attention_mask_shape(const Tensor& mask, const AttentionSiz
     shape.insert(shape.end(), mask.sizes().begin(), mask.sizes().end());
     shape.back() = s.keys;
     return shape;
-}
-
-uint32_t attention_dropout_below(const AttentionArguments& args) {
-    // at p = 1 one number in 2^32 is kept, and multiplied by zero
-    return static_cast<uint32_t>(std::min(std::floor(args.dropout * 4294967296.0 + 0.5), 4294967295.0));
 }
 
 }  // namespace pykernels

@@ -12,8 +12,9 @@ struct AttentionWanted {
 using AttentionForwardFunction = AttentionForwardResult (*)(const AttentionArguments&);
 using AttentionBackwardFunction = AttentionBackwardResult (*)(const AttentionArguments&, const AttentionGiven&,
                                                               const AttentionWanted&);
+using AttentionWeightsFunction = Tensor (*)(const AttentionArguments&, const Tensor& lse, bool average);
 
-template <AttentionForwardFunction Forward, AttentionBackwardFunction Backward>
+template <AttentionForwardFunction Forward, AttentionBackwardFunction Backward, AttentionWeightsFunction Weights>
 struct AttentionOperators {
     static AttentionForwardResult forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                           const OptionalTensor& mask, const OptionalTensor& row_lengths,
@@ -22,6 +23,14 @@ struct AttentionOperators {
                                           int64_t right, bool bottom_right) {
         return Forward({query, key, value, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right,
                         bottom_right});
+    }
+    static Tensor weights(const Tensor& query, const Tensor& key, const OptionalTensor& mask,
+                          const OptionalTensor& row_lengths, const OptionalTensor& key_lengths,
+                          const OptionalTensor& seed, const Tensor& lse, std::optional<double> scale, double softcap,
+                          double dropout, int64_t left, int64_t right, bool bottom_right, bool average) {
+        return Weights(
+            {query, key, key, mask, row_lengths, key_lengths, seed, scale, softcap, dropout, left, right, bottom_right},
+            lse, average);
     }
     static AttentionBackwardResult backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
                                             const Tensor& query, const Tensor& key, const Tensor& value,

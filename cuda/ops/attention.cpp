@@ -63,9 +63,9 @@ class AttentionCall {
                 args.bottom_right,
                 args.scale(),
                 args.softcap,
-                args.seed ? static_cast<uint64_t>(*args.seed->const_data_ptr<int64_t>()) : 0,
-                args.seed ? attention_dropout_below(args) : 0,
-                args.dropout < 1 ? 1 / (1 - args.dropout) : 0};
+                s.dropout.key,
+                s.dropout.below,
+                s.dropout.kept};
     }
 
   private:

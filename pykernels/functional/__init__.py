@@ -1,9 +1,15 @@
 """The operators as functions. `pykernels.reference` has the same names in plain PyTorch."""
 
 from .attention import scaled_dot_product_attention
+from .dot_attention import dot_attention
 from .gru import gru, gru_cell
+from .layer_norm import layer_norm
 from .lstm import lstm, lstm_cell
+from .multi_head_attention import multi_head_attention_forward
 from .random import random_mask
 from .rnn import rnn, rnn_cell
 
-__all__ = ["lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell", "scaled_dot_product_attention", "random_mask"]
+__all__ = [
+    "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell",
+    "scaled_dot_product_attention", "dot_attention", "multi_head_attention_forward", "layer_norm", "random_mask",
+]  # fmt: skip

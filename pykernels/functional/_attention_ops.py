@@ -1,4 +1,4 @@
-"""What PyTorch has to know about `torch.ops.pykernels.attention_{forward,backward}` (csrc/ops/attention.h): shapes
+"""What PyTorch has to know about `torch.ops.pykernels.attention_{forward,backward,weights}` (csrc/ops/attention.h): shapes
 without computing (fake), derivatives, and how vmap runs them."""
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.attention import attention
+from ..reference.attention import attention, attention_weights
 from ._dispatch import twin_vjp
 from ._operators import Derivative, TwinGradient, fold, loop_over, register_derivative
 
 forward_op = torch.ops.pykernels.attention_forward.default
 backward_op = torch.ops.pykernels.attention_backward.default
+weights_op = torch.ops.pykernels.attention_weights.default
 
 OPERANDS = 4
 """query, key, value and mask: what has a gradient. Then row_lengths, key_lengths and seed, then numbers."""
@@ -39,6 +40,8 @@ def split_mask(operands: Sequence[Any], given: Sequence[Any]) -> tuple[list[Any]
 def _heads(like: Tensor, columns: Any) -> Tensor:
     batch, heads, rows, _ = like.shape
     if like.stride(1) < like.stride(2):
+        if like.stride(0) < like.stride(2):
+            return like.new_empty(rows, batch, heads, columns).permute(1, 2, 0, 3)
         return like.new_empty(batch, rows, heads, columns).transpose(1, 2)
     return like.new_empty(batch, heads, rows, columns)
 
@@ -54,6 +57,12 @@ def _backward_fake(_grad_out: Any, _grad_lse: Any, *args: Any) -> tuple[Tensor, 
     grads = [_heads(t, t.shape[3]) if need else t.new_empty(0) for t, need in zip(operands, needs, strict=True)]
     wanted = need_mask and mask is not None and mask.dtype != torch.bool
     return *grads, mask.new_empty(mask.shape) if wanted else operands[0].new_empty(0)
+
+
+def _weights_fake(query: Tensor, key: Tensor, *args: Any) -> Tensor:
+    batch, heads, rows, _ = query.shape
+    shape = (batch, rows, key.shape[2]) if args[-1] else (batch, heads, rows, key.shape[2])
+    return query.new_empty(shape)
 
 
 # --- vmap: a larger batch, but where examples have to share their random numbers
@@ -95,6 +104,14 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     grads = backward_op(*given[:2], *_folded(info, dims, tensors), *given[2:], *args[11:])
     found = [t.unflatten(0, (size, -1)) if need else t for t, need in zip(grads, needs, strict=True)]
     return tuple(found), tuple(0 if need else None for need in needs)
+
+
+def _weights_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    def op(*args: Any) -> tuple[Tensor]:
+        return (weights_op(*args),)
+
+    (weights,), (dim,) = loop_over(op, info, in_dims, args)
+    return weights, dim
 
 
 # --- derivatives: the forward's by the backward, and the backward's by the twin
@@ -139,9 +156,43 @@ class _Backward(Derivative):
         return tuple(p if g is None else g for g, p in zip(found, results(), strict=True))
 
 
+class _Weights(Derivative):
+    """All by the twin: weights that somebody looks at are there already, and are seldom differentiated."""
+
+    op = weights_op
+
+    def setup(self, ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
+        ctx.numbers = args[7:]
+        ctx.save_for_backward(*args[:7])
+
+    def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
+        given = list(ctx.saved_tensors)
+        found: list[Any] = [None] * (len(given) + len(ctx.numbers))
+        if grads[0] is None:
+            return found
+        places = [i for i in (0, 1, 2, 6) if needed[i]]
+
+        def function(operands: list[Any]) -> tuple[Tensor, ...]:
+            args = list(given)
+            for i, operand in zip(places, operands, strict=True):
+                args[i] = operand
+            return (attention_weights(*args, *ctx.numbers),)
+
+        gradients = TwinGradient(function, [given[i] for i in places], grads).first()
+        for i, gradient in zip(places, gradients, strict=True):
+            found[i] = gradient
+        return found
+
+    def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
+        return attention_weights(*args)
+
+
 torch.library.register_fake("pykernels::attention_forward", _forward_fake)
 torch.library.register_fake("pykernels::attention_backward", _backward_fake)
+torch.library.register_fake("pykernels::attention_weights", _weights_fake)
 register_derivative(_Forward())
 register_derivative(_Backward())
+register_derivative(_Weights())
 torch.library.register_vmap("pykernels::attention_forward", _forward_vmap)
 torch.library.register_vmap("pykernels::attention_backward", _backward_vmap)
+torch.library.register_vmap("pykernels::attention_weights", _weights_vmap)

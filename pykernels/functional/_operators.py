@@ -33,6 +33,7 @@ class _Node(_SingleLevelFunction):
         # a Function's forward turns recording off; an outer transform may want it on
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             results = _below_autograd(rule.op, keyset, args)
+        results = (results,) if isinstance(results, Tensor) else results
         flat_results, form = _flatten(results)
         forms.append(form)
         ctx.rule, ctx.forms = rule, forms
@@ -76,9 +77,11 @@ def register_derivative(rule: Derivative) -> None:
             forms = [form]
             with enable_single_level_autograd_function():
                 results = _Node.apply(rule, keyset, forms, *flat)  # type: ignore[attr-defined]
-            return tuple(_gather(results, forms[1]))
+            gathered = _gather(results, forms[1])
+            return gathered[0] if single else tuple(gathered)
         return _below_autograd(rule.op, keyset, args)
 
+    single = len(rule.op._schema.returns) == 1  # then the operator returns it, and not a tuple
     _library.impl(rule.op.name().split("::")[1], kernel, "Autograd", with_keyset=True)
 
 
@@ -142,6 +145,11 @@ class TwinGradient:
 
     def _gradient(self, point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return torch.func.vjp(self._primal, *point)[1](direction)
+
+    def first(self) -> list[Tensor | None]:
+        """The gradients, None where an input is None."""
+        with self.quiet:
+            return _spread(self._gradient(self.point, self.direction), self.at, len(self.inputs))
 
     def second(self, cotangents: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """What cotangents of the inputs' gradients, None for zero, give for the inputs and for the grads."""

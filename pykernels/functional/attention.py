@@ -117,6 +117,32 @@ def scaled_dot_product_attention(
     return (out, lse) if return_lse else out
 
 
+def attention_with_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    average: bool = False,
+    scale: float | None = None,
+    lengths: Lengths | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`scaled_dot_product_attention` of [B, H, L, E], and the weights that it gave the values, [B, H, L, S] (with
+    `average` their mean over the heads, [B, L, S]). They cost a third product, and memory for themselves alone."""
+    if any_autocast() and (dtype := _dispatch.autocast_dtype(query)) is not None:
+        query, key, value = (_dispatch.cast(t, dtype) for t in (query, key, value))
+    options = (scale, False, None, None, None, lengths)
+    tensors, numbers, _ = arguments(query, key, value, attn_mask, dropout_p, is_causal, *options)
+    out, lse = _run(tensors, numbers)
+    query, key, _, *rest = tensors
+    kernels = raw_kernels(query, key)
+    if kernels is None or wants_grad(query, key, rest[0]) or not is_eager(lse, *(t for t in rest[:1] if t is not None)):
+        return out, _attention_ops.weights_op(query, key, *rest, lse, *numbers, average)
+    return out, kernels.attention_weights(query, key, *rest, lse, *numbers, average)
+
+
 def _run(tensors: tuple[Any, ...], numbers: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     query, key, value, mask = tensors[:4]
     kernels = raw_kernels(query, key)

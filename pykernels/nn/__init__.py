@@ -1,7 +1,13 @@
 """The modules: parameters and shapes. The arithmetic is in `pykernels.functional`."""
 
+from .attention import DotAttention, MultiheadAttention
 from .gru import GRU, GRUCell
+from .layer_norm import LayerNorm
 from .lstm import LSTM, LSTMCell
 from .rnn import RNN, JordanRNN, RNNCell
+from .transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
-__all__ = ["LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN"]
+__all__ = [
+    "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
+    "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
+]  # fmt: skip

@@ -1,7 +1,9 @@
 """The twins: every operator of `pykernels.functional` in plain PyTorch, written as its equations."""
 
-from .attention import attention, attention_keep, scaled_dot_product_attention
+from .attention import attention, attention_keep, attention_weights, scaled_dot_product_attention
+from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
+from .layer_norm import layer_norm, layer_norm_rows
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
@@ -12,6 +14,7 @@ __all__ = [
     "gru", "gru_cell", "gru_layer",
     "rnn", "rnn_cell", "rnn_layer",
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
-    "scaled_dot_product_attention", "attention", "attention_keep",
+    "scaled_dot_product_attention", "attention", "attention_keep", "attention_weights", "dot_attention",
+    "layer_norm", "layer_norm_rows",
     "random_mask",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .random import LOW, philox
 
-__all__ = ["attention", "attention_keep", "scaled_dot_product_attention"]
+__all__ = ["attention", "attention_keep", "attention_weights", "scaled_dot_product_attention"]
 
 Lengths = Tensor | tuple[Tensor | None, Tensor | None]
 Window = tuple[int | None, int | None]
@@ -101,11 +101,61 @@ def attention(
     Returns:
         y [B, H, L, F] and l [B, H, L], l of float32 at least.
     """
+    heads, groups, keys = query.shape[1], key.shape[1], key.shape[2]
+    scores, blind = _scores(query, key, mask, row_lengths, key_lengths, scale, softcap, left, right, bottom_right)
+    v = value.to(scores.dtype)
+    if groups != heads:
+        v = v.repeat_interleave(heads // groups, 1)
+    lse = torch.logsumexp(scores, -1) if keys else scores.sum(-1)
+    weights = _weights(scores, blind, lse)
+    if seed is not None and dropout > 0:
+        weights = _dropped(weights, seed, dropout)
+    return (weights @ v).to(query.dtype), torch.where(blind.squeeze(-1), -math.inf, lse)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    row_lengths: Tensor | None,
+    key_lengths: Tensor | None,
+    seed: Tensor | None,
+    lse: Tensor,
+    scale: float | None,
+    softcap: float,
+    dropout: float,
+    left: int,
+    right: int,
+    bottom_right: bool,
+    average: bool,
+) -> Tensor:
+    """What the operator `attention_weights` computes: d_ij exp(s_ij - l_i), [B, H, L, S], of the query's dtype, for the l
+    of `attention`; with `average` the mean over the heads, [B, L, S]."""
+    scores, blind = _scores(query, key, mask, row_lengths, key_lengths, scale, softcap, left, right, bottom_right)
+    weights = _weights(scores, blind, torch.where(blind.squeeze(-1), 0.0, lse))
+    if seed is not None and dropout > 0:
+        weights = _dropped(weights, seed, dropout)
+    return (weights.sum(1) / max(query.shape[1], 1) if average else weights).to(query.dtype)
+
+
+def _scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    row_lengths: Tensor | None,
+    key_lengths: Tensor | None,
+    scale: float | None,
+    softcap: float,
+    left: int,
+    right: int,
+    bottom_right: bool,
+) -> tuple[Tensor, Tensor]:
+    """The scores [B, H, L, S], -inf where nothing is seen, and the rows that see nothing [B, H, L, 1], zeros in scores."""
     heads, rows, keys = query.shape[1], query.shape[2], key.shape[2]
     dtype = query.dtype if query.dtype == torch.float64 else torch.float32
-    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+    q, k = query.to(dtype), key.to(dtype)
     if k.shape[1] != heads:
-        k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
+        k = k.repeat_interleave(heads // k.shape[1], 1)
     scores = q @ k.mT * (1 / math.sqrt(max(query.shape[3], 1)) if scale is None else scale)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
@@ -116,13 +166,17 @@ def attention(
         scores = scores + mask.to(dtype)
     scores = torch.where(seen, scores, -math.inf)
     blind = (scores == -math.inf).all(-1, keepdim=True)  # the derivatives of a sum of nothing are not numbers
-    scores = torch.where(blind, 0.0, scores)
-    lse = torch.logsumexp(scores, -1) if keys else scores.sum(-1)
-    weights = torch.where(blind, 0.0, torch.exp(scores - lse.unsqueeze(-1)))
-    if seed is not None and dropout > 0:
-        keep = attention_keep(seed, query.shape[0], heads, rows, keys, dropout, query.device)
-        weights = weights * keep * (1 / (1 - dropout) if dropout < 1 else 0.0)
-    return (weights @ v).to(query.dtype), torch.where(blind.squeeze(-1), -math.inf, lse)
+    return torch.where(blind, 0.0, scores), blind
+
+
+def _weights(scores: Tensor, blind: Tensor, lse: Tensor) -> Tensor:
+    return torch.where(blind, 0.0, torch.exp(scores - lse.unsqueeze(-1)))
+
+
+def _dropped(weights: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    batch, heads, rows, keys = weights.shape
+    keep = attention_keep(seed, batch, heads, rows, keys, dropout, weights.device)
+    return weights * keep * (1 / (1 - dropout) if dropout < 1 else 0.0)
 
 
 def scaled_dot_product_attention(

@@ -1,0 +1,125 @@
+// The layer norm operators on the CPU: allocate and call the kernel.
+#include "ops/layer_norm.h"
+
+#include "kernels/layer_norm.h"
+
+#include <torch/library.h>
+
+#include "ops/registry.h"
+
+namespace pykernels {
+namespace {
+
+// Keeps what a call points into.
+class Held {
+  public:
+    // Rows whose columns lie beside each other.
+    template <typename S>
+    const S* rows(const OptionalTensor& tensor, int64_t* stride) {
+        if (!tensor) return nullptr;
+        const bool beside = tensor->size(1) <= 1 || tensor->stride(1) == 1;
+        tensors_.push_back(beside ? *tensor : tensor->contiguous());
+        *stride = tensors_.back().stride(0);
+        return tensors_.back().const_data_ptr<S>();
+    }
+    template <typename Acc>
+    const Acc* dense(const OptionalTensor& tensor) {
+        if (!tensor) return nullptr;
+        tensors_.push_back(tensor->to(c10::CppTypeToScalarType<Acc>::value).contiguous());
+        return tensors_.back().const_data_ptr<Acc>();
+    }
+
+  private:
+    std::vector<Tensor> tensors_;
+};
+
+// run(T()) with the storage type.
+template <typename Run>
+auto by_type(const Tensor& tensor, const Run& run) {
+    switch (tensor.scalar_type()) {
+        case at::kDouble:
+            return run(double());
+        case at::kFloat:
+            return run(float());
+        case at::kHalf:
+            return run(c10::Half());
+        default:
+            return run(c10::BFloat16());
+    }
+}
+
+LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNormSizes& s) {
+    const auto options = args.input.options();
+    const Tensor out = at::empty({s.rows, s.columns}, options);
+    const Tensor total = s.adds ? at::empty({s.rows, s.columns}, options) : at::empty({0}, options);
+    const Tensor stats = at::empty({s.rows, 2}, options.dtype(s.sums));
+    by_type(args.input, [&]<typename S>(S) {
+        LayerNormForward<S> call;
+        using Acc = typename LayerNormForward<S>::Acc;
+        Held held;
+        call.shape = {s.rows, s.columns, s.dropout};
+        call.input = held.rows<S>(args.input, &call.input_stride);
+        call.residual = held.rows<S>(args.residual, &call.residual_stride);
+        call.weight = held.dense<Acc>(args.weight);
+        call.bias = held.dense<Acc>(args.bias);
+        call.epsilon = static_cast<Acc>(args.epsilon);
+        call.out = out.data_ptr<S>();
+        call.total = s.adds ? total.data_ptr<S>() : nullptr;
+        call.stats = stats.data_ptr<Acc>();
+        layer_norm_forward(call);
+    });
+    return {out, total, stats};
+}
+
+LayerNormBackwardResult gradients(const LayerNormGiven& given, const LayerNormSizes& s) {
+    const auto options = given.total.options();
+    const Tensor grad_total = at::empty({s.rows, s.columns}, options);
+    const Tensor grad_input = s.adds ? at::empty({s.rows, s.columns}, options) : at::empty({0}, options);
+    const auto wanted = [&](bool want) { return at::empty({want ? s.columns : 0}, options.dtype(s.sums)); };
+    const bool weight = given.need_weight && given.weight, bias = given.need_bias && given.bias;
+    const Tensor grad_weight = wanted(weight), grad_bias = wanted(bias);
+    by_type(given.total, [&]<typename S>(S) {
+        LayerNormBackward<S> call;
+        using Acc = typename LayerNormBackward<S>::Acc;
+        Held held;
+        call.shape = {s.rows, s.columns, s.dropout};
+        call.grad_out = held.rows<S>(given.grad_out, &call.grad_out_stride);
+        call.grad_total = held.rows<S>(given.grad_total, &call.grad_total_stride);
+        call.total = held.rows<S>(given.total, &call.total_stride);
+        call.stats = held.dense<Acc>(given.stats);
+        call.weight = held.dense<Acc>(given.weight);
+        call.grad_of_total = grad_total.data_ptr<S>();
+        call.grad_input = s.adds ? grad_input.data_ptr<S>() : nullptr;
+        call.grad_weight = weight ? grad_weight.data_ptr<Acc>() : nullptr;
+        call.grad_bias = bias ? grad_bias.data_ptr<Acc>() : nullptr;
+        layer_norm_backward(call);
+    });
+    return {grad_total, grad_input, weight ? grad_weight.to(given.weight->scalar_type()) : grad_weight,
+            bias ? grad_bias.to(given.bias->scalar_type()) : grad_bias};
+}
+
+using Operators = LayerNormOperators<normalize, gradients>;
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pykernels, m) {
+    m.def(
+        "layer_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? seed, float dropout, "
+        "float epsilon) -> (Tensor out, Tensor total, Tensor stats)",
+        {at::Tag::pt2_compliant_tag});
+    m.def(
+        "layer_norm_backward(Tensor? grad_out, Tensor? grad_total, Tensor total, Tensor stats, Tensor? weight, "
+        "Tensor? bias, Tensor? seed, float dropout, float epsilon, bool need_weight, bool need_bias) -> (Tensor grad_of_total, "
+        "Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
+    m.impl("layer_norm_forward", Operators::forward);
+    m.impl("layer_norm_backward", Operators::backward);
+}
+
+static const RawKernel raw_kernels[] = {{"layer_norm_forward", Operators::forward},
+                                        {"layer_norm_backward", Operators::backward}};
+
+}  // namespace pykernels

@@ -1,0 +1,185 @@
+"""The layers of a transformer in the place of torch's: attention without stored scores, and each residual connection
+with its dropout and the layer norm after it in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..functional import layer_norm
+from .attention import MultiheadAttention, from_nested, to_nested
+from .layer_norm import LayerNorm
+
+__all__ = ["TransformerEncoderLayer", "TransformerDecoderLayer"]
+
+Block = Callable[[Tensor], Tensor]
+
+
+def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a call of the module does nothing but what its kind does: no hooks, no other class."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in kinds and not any(hooks)
+
+
+def _add(x: Tensor, update: Tensor, dropout: nn.Module | None) -> Tensor:
+    return x + (update if dropout is None else dropout(update))
+
+
+def _add_and_normalize(x: Tensor, update: Tensor, dropout: nn.Module | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """norm(x + dropout(update)), and that sum: at once, if both modules are what they were made as."""
+    plain = dropout is None or _is_plain(dropout, nn.Dropout)
+    if not plain or not _is_plain(norm, nn.LayerNorm, LayerNorm):
+        total = _add(x, update, dropout)
+        return norm(total), total
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    shape, weight, bias = norm.normalized_shape, norm.weight, norm.bias
+    return layer_norm(update, shape, weight, bias, norm.eps, residual=x, dropout_p=p, return_total=True)  # type: ignore[arg-type]
+
+
+class _Layer(nn.Module):
+    """What both layers do with their blocks.
+
+    torch's blocks (`_sa_block`, `_mha_block`, `_ff_block`) end in a dropout, which here goes into the sum. A subclass
+    that has a block of its own has it called, as torch's layers call it.
+    """
+
+    norm_first: bool
+
+    def _update(self, block: str, dropout: nn.Module, *args: Any) -> tuple[Tensor, nn.Module | None]:
+        """What a block adds, and the dropout that it still has to go through."""
+        ours = TransformerDecoderLayer if isinstance(self, TransformerDecoderLayer) else TransformerEncoderLayer
+        if block in self.__dict__ or getattr(type(self), block) is not getattr(ours, block):
+            return getattr(self, block)(*args), None
+        return getattr(self, f"{block}_without_dropout")(*args), dropout
+
+    def _run(self, x: Tensor, blocks: list[tuple[str, nn.Module, nn.Module, tuple[Any, ...]]]) -> Tensor:
+        """x through (block, dropout, norm, further arguments), one after the other."""
+        if not self.norm_first:
+            for block, dropout, norm, args in blocks:
+                update, left = self._update(block, dropout, x, *args)
+                x, _ = _add_and_normalize(x, update, left, norm)
+            return x
+        y = blocks[0][2](x)
+        for i, (block, dropout, _, args) in enumerate(blocks):
+            update, left = self._update(block, dropout, y, *args)
+            if i + 1 < len(blocks):
+                y, x = _add_and_normalize(x, update, left, blocks[i + 1][2])
+            else:
+                x = _add(x, update, left)
+        return x
+
+    def _sa_block_without_dropout(
+        self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None, is_causal: bool = False
+    ) -> Tensor:
+        return self.self_attn(x, x, x, key_padding_mask, False, attn_mask, is_causal=is_causal)[0]  # type: ignore[operator]
+
+    def _ff_block_without_dropout(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))  # type: ignore[operator]
+
+
+class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
+    r"""A layer of a transformer's encoder; takes what :class:`torch.nn.TransformerEncoderLayer` takes, and has its
+    parameters. A stack of them: ``torch.nn.TransformerEncoder(layer, n)``.
+
+    .. math::
+        z = \mathrm{norm}_1(x + \mathrm{attention}(x)), \quad
+        y = \mathrm{norm}_2(z + W_2\, \mathrm{activation}(W_1 z + b_1) + b_2)
+
+    and with `norm_first` :math:`z = x + \mathrm{attention}(\mathrm{norm}_1(x))`, likewise y; with dropout in front of
+    each sum.
+
+    `src_mask` with `is_causal` is not looked at; a row that sees nothing is no number in torch's layer, and here goes on
+    without attention.
+
+    Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.self_attn = MultiheadAttention.taking_over(self.self_attn)
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """As :meth:`torch.nn.TransformerEncoderLayer.forward`."""
+        if src.is_nested:
+            if src_mask is not None or src_key_padding_mask is not None:
+                raise AssertionError("src_key_padding_mask and src_mask are not supported with NestedTensor input")
+            padded, hidden = from_nested(src)
+            return to_nested(self.forward(padded, None, hidden), hidden)
+        blocks = [
+            ("_sa_block", self.dropout1, self.norm1, (src_mask, src_key_padding_mask, is_causal)),
+            ("_ff_block", self.dropout2, self.norm2, ()),
+        ]
+        return self._run(src, blocks)
+
+    def _sa_block(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.dropout1(self._sa_block_without_dropout(*args, **kwargs))
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout2(self._ff_block_without_dropout(x))
+
+
+class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
+    r"""A layer of a transformer's decoder; takes what :class:`torch.nn.TransformerDecoderLayer` takes, and has its
+    parameters. A stack of them: ``torch.nn.TransformerDecoder(layer, n)``.
+
+    .. math::
+        z = \mathrm{norm}_1(x + \mathrm{attention}(x)), \quad
+        u = \mathrm{norm}_2(z + \mathrm{attention}(z, m)), \quad
+        y = \mathrm{norm}_3(u + W_2\, \mathrm{activation}(W_1 u + b_1) + b_2)
+
+    over the memory m, and with `norm_first` as in the encoder's layer. See :class:`TransformerEncoderLayer`.
+
+    Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.self_attn = MultiheadAttention.taking_over(self.self_attn)
+        self.multihead_attn = MultiheadAttention.taking_over(self.multihead_attn)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """As :meth:`torch.nn.TransformerDecoderLayer.forward`."""
+        over_memory = memory, memory_mask, memory_key_padding_mask, memory_is_causal
+        blocks = [
+            ("_sa_block", self.dropout1, self.norm1, (tgt_mask, tgt_key_padding_mask, tgt_is_causal)),
+            ("_mha_block", self.dropout2, self.norm2, over_memory),
+            ("_ff_block", self.dropout3, self.norm3, ()),
+        ]
+        return self._run(tgt, blocks)
+
+    def _sa_block(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.dropout1(self._sa_block_without_dropout(*args, **kwargs))
+
+    def _mha_block_without_dropout(
+        self,
+        x: Tensor,
+        mem: Tensor,
+        attn_mask: Tensor | None,
+        key_padding_mask: Tensor | None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        return self.multihead_attn(x, mem, mem, key_padding_mask, False, attn_mask, is_causal=is_causal)[0]
+
+    def _mha_block(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.dropout2(self._mha_block_without_dropout(*args, **kwargs))
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout3(self._ff_block_without_dropout(x))
