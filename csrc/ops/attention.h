@@ -68,8 +68,8 @@ inline at::ScalarType attention_sum_type(const Tensor& query) {
     return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// [batch, heads, rows, columns] with these four in memory as they are, or rows before heads, or rows before batch before
-// heads, as `like` may be.
+// [batch, heads, rows, columns] with these four in memory as they are, or rows before heads, or rows before batch
+// before heads, as `like` may be.
 inline Tensor empty_heads(const Tensor& like, int64_t columns, const at::TensorOptions& options) {
     const int64_t batch = like.size(0), heads = like.size(1), rows = like.size(2);
     if (like.stride(1) >= like.stride(2)) return at::empty({batch, heads, rows, columns}, options);

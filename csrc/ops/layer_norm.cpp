@@ -109,7 +109,8 @@ TORCH_LIBRARY_FRAGMENT(pykernels, m) {
         {at::Tag::pt2_compliant_tag});
     m.def(
         "layer_norm_backward(Tensor? grad_out, Tensor? grad_total, Tensor total, Tensor stats, Tensor? weight, "
-        "Tensor? bias, Tensor? seed, float dropout, float epsilon, bool need_weight, bool need_bias) -> (Tensor grad_of_total, "
+        "Tensor? bias, Tensor? seed, float dropout, float epsilon, bool need_weight, bool need_bias) -> (Tensor "
+        "grad_of_total, "
         "Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
         {at::Tag::pt2_compliant_tag});
 }

@@ -1,5 +1,5 @@
-"""What PyTorch has to know about `torch.ops.pykernels.attention_{forward,backward,weights}` (csrc/ops/attention.h): shapes
-without computing (fake), derivatives, and how vmap runs them."""
+"""What PyTorch has to know about `torch.ops.pykernels.attention_{forward,backward,weights}` (csrc/ops/attention.h):
+shapes without computing (fake), derivatives, and how vmap runs them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,29 @@ backward_op = torch.ops.pykernels.layer_norm_backward.default
 
 def normalization(epsilon: float) -> Callable[[list[Any]], tuple[Tensor, ...]]:
     """The twin after the sum, of total, weight and bias."""
-    return lambda operands: normalize_rows(*operands, epsilon)[:1]
+    return lambda operands: normalize_rows(operands[0], operands[1], operands[2], epsilon)[:1]
+
+
+def gradients_by_twin(
+    operands: Sequence[Any],
+    seed: Tensor | None,
+    dropout: float,
+    epsilon: float,
+    needs: Sequence[bool],
+    grad_out: Tensor | None,
+    grad_total: Tensor | None,
+) -> list[Tensor | None]:
+    """Of total, input, weight and bias (None where there is none), from those of what forward gave.
+
+    Args:
+        operands: total, weight and bias.
+    """
+    found: list[Tensor | None] = [None, None, None]
+    if grad_out is not None:
+        found = twin_vjp(normalization(epsilon), operands, (True, *needs), (grad_out,))
+    of_total = found[0] if grad_total is None else grad_total if found[0] is None else found[0] + grad_total
+    of_input = None if of_total is None else input_gradient(of_total, seed, dropout)
+    return [of_total, of_input, *found[1:]]
 
 
 def input_gradient(grad_total: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
@@ -91,7 +113,8 @@ class _Forward(Derivative):
         need, passed = needed[2:4], None if ctx.is_input else grads[1]
         grad_total, grad_input, *parameters = backward_op(grads[0], passed, total, stats, *rest, *ctx.numbers, *need)
         found = [g if n else None for g, n in zip(parameters, need, strict=True)]
-        return grad_total if rest[-1] is None else grad_input, grad_total if ctx.adds else None, *found, None, None, None
+        of_input = grad_total if rest[-1] is None else grad_input
+        return of_input, grad_total if ctx.adds else None, *found, None, None, None
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:
         return layer_norm_rows(*args)
@@ -111,7 +134,8 @@ class _Backward(Derivative):
         if seed is not None and for_input is not None:
             dropped = input_gradient(for_input, seed, ctx.dropout)
             for_total = dropped if for_total is None else for_total + dropped
-        for_grad_out, operands = None, (None, None, None)
+        for_grad_out: Tensor | None = None
+        operands: list[Tensor | None] = [None, None, None]
         if grad_out is not None:
             cotangents = [for_total, for_weight if ctx.needs[0] else None, for_bias if ctx.needs[1] else None]
             gradient = TwinGradient(normalization(ctx.epsilon), (total, weight, bias), [grad_out])
@@ -122,17 +146,11 @@ class _Backward(Derivative):
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:
         grad_out, grad_total, total, _, weight, bias, seed, dropout, epsilon, *needs = args
-        plain = results()
-        found: list[Any] = [None, None, None]
-        if grad_out is not None:
-            needed = [True, *(n and p is not None for n, p in zip(needs, (weight, bias), strict=True))]
-            found = twin_vjp(normalization(epsilon), [total, weight, bias], needed, [grad_out])
-        of_total = found[0] if grad_total is None else grad_total if found[0] is None else found[0] + grad_total
-        if of_total is None:
-            return plain
-        of_input = plain[1] if seed is None else input_gradient(of_total, seed, dropout)
-        parameters = [p if g is None else g for g, p in zip(found[1:], plain[2:], strict=True)]
-        return of_total, of_input, *parameters
+        operands, plain = (total, weight, bias), results()
+        found = gradients_by_twin(operands, seed, dropout, epsilon, needs, grad_out, grad_total)
+        if seed is None:
+            found[1] = None
+        return tuple(p if g is None else g for g, p in zip(found, plain, strict=True))
 
 
 torch.library.register_fake("pykernels::layer_norm_forward", _forward_fake)

@@ -77,12 +77,11 @@ def dot_attention(
             f"[dot_attention] expected the decoder's states and the keys to be of one size, got {query.shape[2]} and "
             f"{keys.shape[2]}"
         )
-    heads = [t.unsqueeze(1) for t in (query, keys, memory)]
+    query, keys, value = (t.unsqueeze(1) for t in (query, keys, memory))
     if mask is not None:
-        mask = mask.expand(query.shape[0], -1, -1).unsqueeze(1) if mask.dim() == 3 else mask
-    if lengths is not None:
-        lengths = (None, lengths)  # type: ignore[assignment]
+        mask = mask.unsqueeze(1) if mask.dim() == 3 else mask
+    of_keys = None if lengths is None else (None, lengths)
     if not return_weights:
-        return scaled_dot_product_attention(*heads, mask, scale=scale, lengths=lengths).squeeze(1)
-    context, weights = attention_with_weights(*heads, mask, scale=scale, lengths=lengths)
+        return scaled_dot_product_attention(query, keys, value, mask, scale=scale, lengths=of_keys).squeeze(1)
+    context, weights = attention_with_weights(query, keys, value, mask, scale=scale, lengths=of_keys)
     return context.squeeze(1), weights.squeeze(1)

@@ -44,16 +44,10 @@ class _LayerNorm(torch.autograd.Function):
         total, stats, weight, bias, seed = ctx.saved_tensors
         need = ctx.needs_input_grad[5:7]
         if needs_twin(grad_out, grad_total):
-            # the total is an output of this function: its gradient goes on from there
-            found: list[Tensor | None] = [None, None, None]
-            if grad_out is not None:
-                function = _layer_norm_ops.normalization(ctx.numbers[1])
-                found = _dispatch.twin_vjp(function, (total, weight, bias), (True, *need), (grad_out,))
-            of_total = found[0] if grad_total is None else grad_total if found[0] is None else found[0] + grad_total
-            if of_total is None:
-                return (None,) * 8
-            of_input = _layer_norm_ops.input_gradient(of_total, seed, ctx.numbers[0])
-            return None, None, None, of_input, of_total if ctx.adds else None, *found[1:], None
+            # the total is an output of this function: its own gradient goes on from there
+            given = (total, weight, bias), seed, *ctx.numbers, need, grad_out, grad_total
+            of_total, of_input, of_weight, of_bias = _layer_norm_ops.gradients_by_twin(*given)
+            return None, None, None, of_input, of_total if ctx.adds else None, of_weight, of_bias, None
         call = ctx.kernels.layer_norm_backward if is_eager(total) else _layer_norm_ops.backward_op
         of_total, of_input, *parameters = call(
             grad_out, grad_total, total, stats, weight, bias, seed, *ctx.numbers, *need

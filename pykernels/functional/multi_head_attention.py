@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from .attention import attention_with_weights, scaled_dot_product_attention
 
 __all__ = ["multi_head_attention_forward"]
+
+_shape_check: Any = F._mha_shape_check  # type: ignore[attr-defined]
 
 
 def multi_head_attention_forward(
@@ -67,14 +70,13 @@ def multi_head_attention_forward(
 
     Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
     """
-    batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
+    batched = _shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
     batch_at = 0 if batch_first or not batched else 1
     key_is_value, is_self = key is value, query is key and key is value
     if not batched:
         query, key, value = (t.unsqueeze(0) for t in (query, key, value))
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-    batch, embed_dim = query.shape[batch_at], query.shape[2]
-    rows, keys = query.shape[1 - batch_at], key.shape[1 - batch_at]
+    batch, rows, keys = query.shape[batch_at], query.shape[1 - batch_at], key.shape[1 - batch_at]
     _check_sizes(query, key, value, embed_dim_to_check, num_heads, use_separate_proj_weight)
     if is_causal and attn_mask is None:
         raise RuntimeError(
@@ -100,7 +102,8 @@ def multi_head_attention_forward(
     if bias_k is not None and bias_v is not None:
         k, v = (_append(x, b, batch_at, static) for x, b, static in ((k, bias_k, static_k), (v, bias_v, static_v)))
     elif bias_k is not None or bias_v is not None:
-        raise AssertionError("bias_k is set but bias_v is None" if bias_v is None else "bias_v is set but bias_k is None")
+        given, missing = ("bias_k", "bias_v") if bias_v is None else ("bias_v", "bias_k")
+        raise AssertionError(f"{given} is set but {missing} is None")
     q, k, v = (_heads(x, num_heads, batch_at) for x in (q, k, v))
     k, v = (_static(s, x, num_heads) for s, x in ((static_k, k), (static_v, v)))
     if add_zero_attn:
@@ -133,9 +136,7 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_
     if given % num_heads:
         raise AssertionError(f"embed_dim {given} not divisible by num_heads {num_heads}")
     if separate and key.shape[:2] != value.shape[:2]:
-        raise AssertionError(
-            f"key's sequence and batch dims {key.shape[:2]} do not match value's {value.shape[:2]}"
-        )
+        raise AssertionError(f"key's sequence and batch dims {key.shape[:2]} do not match value's {value.shape[:2]}")
     if not separate and key.shape != value.shape:
         raise AssertionError(f"key shape {key.shape} does not match value shape {value.shape}")
 
@@ -156,9 +157,7 @@ def _check_mask_shape(mask: Tensor | None, heads: int, rows: int, keys: int) -> 
         return
     expected = (rows, keys) if mask.dim() == 2 else (heads, rows, keys)
     if mask.shape != expected:
-        raise RuntimeError(
-            f"The shape of the {mask.dim()}D attn_mask is {mask.shape}, but should be {expected}."
-        )
+        raise RuntimeError(f"The shape of the {mask.dim()}D attn_mask is {mask.shape}, but should be {expected}.")
 
 
 def _project(

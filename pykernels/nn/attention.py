@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter, init
 from torch.nn import functional as F
 
-from ..functional import dot_attention, multi_head_attention_forward
+from ..functional.dot_attention import dot_attention
+from ..functional.multi_head_attention import multi_head_attention_forward
 
 __all__ = ["MultiheadAttention", "DotAttention"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..functional import layer_norm
+from ..functional.layer_norm import layer_norm
 
 __all__ = ["LayerNorm"]
 

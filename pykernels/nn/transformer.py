@@ -3,18 +3,16 @@ with its dropout and the layer norm after it in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..functional import layer_norm
+from ..functional.layer_norm import layer_norm
 from .attention import MultiheadAttention, from_nested, to_nested
 from .layer_norm import LayerNorm
 
 __all__ = ["TransformerEncoderLayer", "TransformerDecoderLayer"]
-
-Block = Callable[[Tensor], Tensor]
 
 
 def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
@@ -33,9 +31,10 @@ def _add_and_normalize(x: Tensor, update: Tensor, dropout: nn.Module | None, nor
     if not plain or not _is_plain(norm, nn.LayerNorm, LayerNorm):
         total = _add(x, update, dropout)
         return norm(total), total
-    p = dropout.p if dropout is not None and dropout.training else 0.0
-    shape, weight, bias = norm.normalized_shape, norm.weight, norm.bias
-    return layer_norm(update, shape, weight, bias, norm.eps, residual=x, dropout_p=p, return_total=True)  # type: ignore[arg-type]
+    given: Any = norm
+    p = getattr(dropout, "p", 0.0) if dropout is not None and dropout.training else 0.0
+    shape, weight, bias = given.normalized_shape, given.weight, given.bias
+    return layer_norm(update, shape, weight, bias, given.eps, residual=x, dropout_p=p, return_total=True)
 
 
 class _Layer(nn.Module):
@@ -54,7 +53,7 @@ class _Layer(nn.Module):
             return getattr(self, block)(*args), None
         return getattr(self, f"{block}_without_dropout")(*args), dropout
 
-    def _run(self, x: Tensor, blocks: list[tuple[str, nn.Module, nn.Module, tuple[Any, ...]]]) -> Tensor:
+    def _run(self, x: Tensor, blocks: Sequence[tuple[str, nn.Module, nn.Module, Sequence[Any]]]) -> Tensor:
         """x through (block, dropout, norm, further arguments), one after the other."""
         if not self.norm_first:
             for block, dropout, norm, args in blocks:
@@ -90,8 +89,8 @@ class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
     and with `norm_first` :math:`z = x + \mathrm{attention}(\mathrm{norm}_1(x))`, likewise y; with dropout in front of
     each sum.
 
-    `src_mask` with `is_causal` is not looked at; a row that sees nothing is no number in torch's layer, and here goes on
-    without attention.
+    With `is_causal`, `src_mask` is not looked at. A row that sees nothing goes on without attention, where torch's
+    layer gives what is no number.
 
     Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
     """

@@ -129,8 +129,8 @@ def attention_weights(
     bottom_right: bool,
     average: bool,
 ) -> Tensor:
-    """What the operator `attention_weights` computes: d_ij exp(s_ij - l_i), [B, H, L, S], of the query's dtype, for the l
-    of `attention`; with `average` the mean over the heads, [B, L, S]."""
+    """What the operator `attention_weights` computes: d_ij exp(s_ij - l_i), [B, H, L, S], of the query's dtype, for the
+    l of `attention`; with `average` the mean over the heads, [B, L, S]."""
     scores, blind = _scores(query, key, mask, row_lengths, key_lengths, scale, softcap, left, right, bottom_right)
     weights = _weights(scores, blind, torch.where(blind.squeeze(-1), 0.0, lse))
     if seed is not None and dropout > 0:
@@ -150,7 +150,8 @@ def _scores(
     right: int,
     bottom_right: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The scores [B, H, L, S], -inf where nothing is seen, and the rows that see nothing [B, H, L, 1], zeros in scores."""
+    """The scores [B, H, L, S], -inf where nothing is seen; and the rows that see nothing, [B, H, L, 1], whose scores
+    are zeros."""
     heads, rows, keys = query.shape[1], query.shape[2], key.shape[2]
     dtype = query.dtype if query.dtype == torch.float64 else torch.float32
     q, k = query.to(dtype), key.to(dtype)

@@ -1,6 +1,7 @@
 """Layer norm of a sum written as its equations, in plain PyTorch.
 
-This is what `pykernels.functional.layer_norm` is held against, and what carries its second derivatives and forward mode.
+This is what `pykernels.functional.layer_norm` is held against, and what carries its second derivatives and forward
+mode.
 `arguments` says what its arguments mean, for the function and its twin alike.
 """
 
@@ -42,7 +43,8 @@ def dropout_rows(rows: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
     """Rows [N, D] with elements dropped like the keys of attention's head 0, and the others times 1 / (1 - p)."""
     if seed is None or dropout == 0:
         return rows
-    keep = attention_keep(seed, 1, 1, *rows.shape, dropout, rows.device)[0, 0]
+    count, columns = rows.shape
+    keep = attention_keep(seed, 1, 1, count, columns, dropout, rows.device)[0, 0]
     return rows * keep * (1 / (1 - dropout) if dropout < 1 else 0.0)
 
 
@@ -55,7 +57,7 @@ def layer_norm_rows(
     dropout: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator `layer_norm_forward` computes: y, the total (or [0] if that is the input), and [N, 2] statistics."""
+    """What the operator `layer_norm_forward` computes: y, the total ([0] where it is the input), statistics."""
     if residual is None and seed is None:
         total = input
     else:
@@ -78,8 +80,9 @@ def layer_norm(
 ) -> Any:
     """The twin of `pykernels.functional.layer_norm`: the same arguments."""
     tensors, input = arguments(input, normalized_shape, weight, bias, residual, dropout_p)
-    out, total, _ = layer_norm_rows(*tensors, dropout_p, eps)
-    total = total if residual is not None or dropout_p > 0 else tensors[0]
+    x, r, w, b, seed = tensors
+    out, total, _ = layer_norm_rows(x, r, w, b, seed, dropout_p, eps)
+    total = total if r is not None or seed is not None else x
     out, total = (t.reshape(input.shape) for t in (out, total))
     return (out, total) if return_total else out
 
@@ -115,9 +118,8 @@ def arguments(
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
     if residual is not None:
         if residual.shape != input.shape:
-            raise RuntimeError(
-                f"[layer_norm] expected residual of shape {list(input.shape)} like the input, got {list(residual.shape)}"
-            )
+            sizes = f"{list(input.shape)} like the input, got {list(residual.shape)}"
+            raise RuntimeError(f"[layer_norm] expected residual of shape {sizes}")
         if residual.dtype != input.dtype:
             dtype = torch.promote_types(input.dtype, residual.dtype)
             input, residual = input.to(dtype), residual.to(dtype)
