@@ -39,11 +39,13 @@ template <typename Register>
 }
 
 // The register tile: out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart;
-// start null for zeros, start_stride 0 for the same row everywhere. A function of its own, never inlined, so that
-// nothing else competes for the registers that hold the tile.
+// start null for zeros, start_stride 0 for the same row everywhere, panel_stride more than a row where only some
+// vectors of a panel are taken. A function of its own, never inlined, so that nothing else competes for the registers
+// that hold the tile.
 template <typename Op, int Rows, int Vectors, typename A>
 [[gnu::noinline]] void multiply(const A& a, const Op* panel, int64_t depth, const AccOf<Op>* start,
-                                int64_t start_stride, AccOf<Op>* out, int64_t stride) {
+                                int64_t start_stride, AccOf<Op>* out, int64_t stride,
+                                int64_t panel_stride = int64_t(Vectors) * kWidth<AccOf<Op>>) {
     using O = Operand<Op>;
     using Acc = AccOf<Op>;
     constexpr int width = kWidth<Acc>;
@@ -54,11 +56,11 @@ template <typename Op, int Rows, int Vectors, typename A>
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v)
             tile[m][v] = start ? Vec<Acc>::loadu(start + m * start_stride + v * width) : Vec<Acc>(Acc(0));
-    for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t k = 0; k < depth; ++k, panel += panel_stride) {
         typename O::Register b[Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            b[v] = O::load(panel + (k * Vectors + v) * width);
+            b[v] = O::load(panel + v * width);
             if constexpr (Rows > 1 && (Rows + 1) * Vectors < kRegisters) keep_in_register(b[v]);
         }
 #pragma GCC unroll 8

@@ -22,7 +22,6 @@ class Backward {
     using T = typename Call::Acc;
     using V = Vec<T>;
     static constexpr int width = kWidth<T>, kPer = Operand<Op>::kPerElement;
-    static constexpr int64_t kSpan = int64_t(kTileVectors) * width;
     static constexpr bool kNarrow = !std::is_same_v<Op, T>;
 
   public:
@@ -100,6 +99,7 @@ class Backward {
         Buffer<Op> narrow;  // P and dS as operands, if those are of another type
         // As the products read them: pairs of rows of one key, and rows.
         Op *weight_columns[kRowsTogether / kPer], *slope_columns[kRowsTogether / kPer], *slope_rows[kRowsTogether];
+        int64_t first_row[kBlockKeys], last_row[kBlockKeys];
     };
     struct Block {
         int64_t b, h;
@@ -121,6 +121,25 @@ class Backward {
         if (rows.begin >= rows.end) return {0, 0};
         const int64_t from = s_.seen(b, rows.begin).begin, to = s_.seen(b, rows.end - 1).end;
         return from < to ? KeyRange{from / kBlockKeys, (to + kBlockKeys - 1) / kBlockKeys} : KeyRange{0, 0};
+    }
+
+    // The keys of a block, in whole vectors, that some of its rows see.
+    KeyRange seen_part(const Block& block, int64_t row, int count) const {
+        const int64_t first_row = block.rows.begin + row;
+        const int64_t low = std::max(block.keys.begin, s_.seen(block.b, first_row).begin) - block.keys.begin;
+        const int64_t high = std::min(block.keys.end, s_.seen(block.b, first_row + count - 1).end) - block.keys.begin;
+        return low < high ? KeyRange{low / width * width, whole(high)} : KeyRange{0, 0};
+    }
+    // For each key of a block the first of its rows that sees it, and the one after the last.
+    void find_rows(const Block& block, Workspace& room) const {
+        int64_t first = 0, last = 0;
+        for (int64_t k = 0; k < block.key_count(); ++k) {
+            const int64_t key = block.keys.begin + k, rows = block.row_count();
+            while (first < rows && s_.seen(block.b, block.rows.begin + first).end <= key) ++first;
+            while (last < rows && s_.seen(block.b, block.rows.begin + last).begin <= key) ++last;
+            room.first_row[k] = first;
+            room.last_row[k] = last;
+        }
     }
 
     // What every gradient of a row's scores has in common: its weights' gradients in the mean. And zeros for the
@@ -182,13 +201,14 @@ class Backward {
             slopes<Rows>(block, row, room, true);
         });
         if constexpr (kNarrow) narrow(count, whole(block.key_count()), room);
+        find_rows(block, room);
         const int64_t deep = (count + kPer - 1) / kPer;
         const auto add = [&](const HeadRows<S>& to, const HeadRows<const S>& from, const Op* const* left,
                              int64_t columns, Op* packed, T* sums, int64_t stride) {
             if (!to.data) return;
             const Panels<Op> panels{columns, deep};
             pack_as_depth<Op>(from.at(block.b, block.h, block.rows.begin), from.row_stride, count, panels, packed);
-            add_columns(left, block.key_count(), panels, packed, sums, stride);
+            add_columns(left, block.key_count(), panels, packed, sums, stride, room);
         };
         add(call_.grad_value, call_.grad_out, room.weight_columns, s_.value_depth, room.grads_down, room.grad_values,
             value_depth_);
@@ -231,23 +251,14 @@ class Backward {
     template <int Rows>
     void slopes(const Block& block, int64_t row, Workspace& room, bool bent) const {
         const int64_t first_row = block.rows.begin + row, padded = whole(block.key_count());
-        const int64_t low = std::max(block.keys.begin, s_.seen(block.b, first_row).begin);
-        const int64_t high = std::min(block.keys.end, s_.seen(block.b, first_row + Rows - 1).end);
         T *weights = room.weights + row * kBlockKeys, *slopes = room.slopes + row * kBlockKeys;
-        const int64_t p0 = low < high ? (low - block.keys.begin) / kSpan : 0;
-        const int64_t p1 = low < high ? (high - block.keys.begin + kSpan - 1) / kSpan : 0;
-        const int64_t first = std::min(p0 * kSpan, padded), end = std::min(p1 * kSpan, padded);
-        for (int64_t p = p0; p < p1; ++p) {
-            const Panels<Op> keys{block.key_count(), room.key_rows.deep()};
-            const Panels<Op> values{block.key_count(), room.value_rows.deep()};
-            with_vectors(keys.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                multiply<Op, Rows, Vectors>(room.query_rows.template tile<Rows>(row), room.keys_across + keys.offset(p),
-                                            keys.depth, nullptr, 0, weights + p * kSpan, kBlockKeys);
-                multiply<Op, Rows, Vectors>(room.grad_rows.template tile<Rows>(row),
-                                            room.values_across + values.offset(p), values.depth, nullptr, 0,
-                                            slopes + p * kSpan, kBlockKeys);
-            });
-        }
+        const auto [first, end] = seen_part(block, row, Rows);
+        multiply_keys<Rows>(room.query_rows.template tile<Rows>(row),
+                            Panels<Op>{block.key_count(), room.key_rows.deep()}, room.keys_across.get(), first,
+                            end - first, weights + first, kBlockKeys);
+        multiply_keys<Rows>(room.grad_rows.template tile<Rows>(row),
+                            Panels<Op>{block.key_count(), room.value_rows.deep()}, room.values_across.get(), first,
+                            end - first, slopes + first, kBlockKeys);
         for (int m = 0; m < Rows; ++m, weights += kBlockKeys, slopes += kBlockKeys) {
             std::fill(weights, weights + first, T(0));
             std::fill(slopes, slopes + first, T(0));
@@ -285,15 +296,19 @@ class Backward {
         }
     }
 
-    // sums[key] += over the rows: left[row][key] * right[row]
+    // sums[key] += over the rows that see the key: left[row][key] * right[row]
     void add_columns(const Op* const* left, int64_t keys, const Panels<Op>& panels, const Op* right, T* sums,
-                     int64_t stride) const {
+                     int64_t stride, const Workspace& room) const {
         for (int64_t p = 0; p < panels.count(); ++p)
             with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                 for_row_tiles(keys, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t key) {
+                    const int64_t first = room.first_row[key] / kPer;
+                    const int64_t deep = (room.last_row[key + Rows - 1] + kPer - 1) / kPer - first;
+                    if (deep <= 0) return;
                     T* to = sums + key * stride + panels.column(p);
-                    multiply<Op, Rows, Vectors>(ColumnPointers<Op, Rows>{left, key}, right + panels.offset(p),
-                                                panels.depth, to, stride, to, stride);
+                    multiply<Op, Rows, Vectors>(ColumnPointers<Op, Rows>{left + first, key},
+                                                right + panels.offset(p) + first * Vectors * width, deep, to, stride,
+                                                to, stride);
                 });
             });
     }
@@ -305,13 +320,15 @@ class Backward {
             if (in_place_) sums = call_.grad_query.at(block.b, block.h, block.rows.begin);
         const int64_t stride = in_place_ ? call_.grad_query.row_stride : depth_;
         for_row_tiles(block.row_count(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+            const auto [from, end] = seen_part(block, row, Rows);
+            if (from == end && !first) return;
             RowPointers<Op, Rows> left;
-            for (int m = 0; m < Rows; ++m) left.row[m] = room.slope_rows[row + m];
+            for (int m = 0; m < Rows; ++m) left.row[m] = room.slope_rows[row + m] + from / kPer;
             for (int64_t p = 0; p < panels.count(); ++p)
                 with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                     T* to = sums + row * stride + panels.column(p);
-                    multiply<Op, Rows, Vectors>(left, room.keys_down + panels.offset(p), panels.depth,
-                                                first ? nullptr : to, stride, to, stride);
+                    multiply<Op, Rows, Vectors>(left, room.keys_down + panels.offset(p) + from / kPer * Vectors * width,
+                                                (end - from) / kPer, first ? nullptr : to, stride, to, stride);
                 });
         });
         if (!last) return;

@@ -125,15 +125,9 @@ class Forward {
         const int64_t high = std::min(block.end, s_.seen(b, begin + row + Rows - 1).end);
         if (low >= high) return;
         const auto keys = key_panels(block.end - block.begin);
-        const int64_t p0 = (low - block.begin) / kSpan, p1 = (high - block.begin + kSpan - 1) / kSpan;
-        const int64_t first = keys.column(p0);
-        const int64_t count = keys.column(p1 - 1) + int64_t(keys.vectors(p1 - 1)) * width - first;
-        for (int64_t p = p0; p < p1; ++p)
-            with_vectors(keys.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                multiply<Op, Rows, Vectors>(room.queries.template tile<Rows>(row),
-                                            packed + block.begin * deep_ + keys.offset(p), deep_, nullptr, 0,
-                                            room.scores + keys.column(p) - first, block_);
-            });
+        const int64_t first = (low - block.begin) / width * width, count = padded(high - block.begin) - first;
+        multiply_keys<Rows>(room.queries.template tile<Rows>(row), keys, packed + block.begin * deep_, first, count,
+                            room.scores.get(), block_);
         RowPointers<Op, Rows> weights;
         for (int m = 0; m < Rows; ++m) {
             const ScoreRow<Acc> line(s_, call_.mask, b, h, begin + row + m);

@@ -93,6 +93,22 @@ void pack_as_depth(const S* rows, int64_t stride, int64_t count, const Panels<Op
     }
 }
 
+// Products of some rows with the keys [first, first + count) that panels hold, both whole vectors.
+template <int Rows, typename Op>
+void multiply_keys(const RowPointers<Op, Rows>& rows, const Panels<Op>& panels, const Op* packed, int64_t first,
+                   int64_t count, AccOf<Op>* out, int64_t stride) {
+    constexpr int64_t width = Panels<Op>::width;
+    for (int64_t at = first; at < first + count;) {
+        const int64_t p = at / panels.span(), column = panels.column(p), wide = panels.vectors(p) * width;
+        const int64_t end = std::min(first + count, column + wide);
+        with_vectors(static_cast<int>((end - at) / width), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+            multiply<Op, Rows, Vectors>(rows, packed + panels.offset(p) + (at - column), panels.depth, nullptr, 0,
+                                        out + (at - first), stride, wide);
+        });
+        at = end;
+    }
+}
+
 // A row of sums times `factor`, rounded to where it goes.
 template <typename Acc, typename S>
 void put_row(S* out, const Acc* sums, int64_t columns, Acc factor) {

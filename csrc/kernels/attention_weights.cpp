@@ -96,11 +96,8 @@ class Weights {
         const Panels<Op> panels{at.keys, room.keys.deep()};
         room.queries.take(call_.query, at.b, at.h, at.begin, at.rows);
         for_row_tiles(at.rows, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-            for (int64_t p = 0; p < panels.count(); ++p)
-                with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                    multiply<Op, Rows, Vectors>(room.queries.template tile<Rows>(row), room.packed + panels.offset(p),
-                                                panels.depth, nullptr, 0, room.scores + panels.column(p), kBlockKeys);
-                });
+            multiply_keys<Rows>(room.queries.template tile<Rows>(row), panels, room.packed.get(), 0, at.whole(),
+                                room.scores.get(), kBlockKeys);
             for (int m = 0; m < Rows; ++m) finish(at, row + m, room.scores + m * kBlockKeys, room);
         });
     }

@@ -15,16 +15,20 @@ class Held {
   public:
     // Rows whose columns lie beside each other.
     template <typename S>
-    const S* rows(const OptionalTensor& tensor, int64_t* stride) {
+    const S* rows(const OptionalTensor& tensor, const LayerNormSizes& s, int64_t* stride) {
         if (!tensor) return nullptr;
-        const bool beside = tensor->size(1) <= 1 || tensor->stride(1) == 1;
-        tensors_.push_back(beside ? *tensor : tensor->contiguous());
+        *stride = s.columns;
+        if (tensor->is_contiguous()) return tensor->const_data_ptr<S>();
+        const Tensor rows = s.as_rows(*tensor);
+        tensors_.push_back(s.columns <= 1 || rows.stride(1) == 1 ? rows : rows.contiguous());
         *stride = tensors_.back().stride(0);
         return tensors_.back().const_data_ptr<S>();
     }
     template <typename Acc>
     const Acc* dense(const OptionalTensor& tensor) {
         if (!tensor) return nullptr;
+        if (tensor->scalar_type() == c10::CppTypeToScalarType<Acc>::value && tensor->is_contiguous())
+            return tensor->const_data_ptr<Acc>();
         tensors_.push_back(tensor->to(c10::CppTypeToScalarType<Acc>::value).contiguous());
         return tensors_.back().const_data_ptr<Acc>();
     }
@@ -50,16 +54,18 @@ auto by_type(const Tensor& tensor, const Run& run) {
 
 LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNormSizes& s) {
     const auto options = args.input.options();
-    const Tensor out = at::empty({s.rows, s.columns}, options);
-    const Tensor total = s.adds ? at::empty({s.rows, s.columns}, options) : at::empty({0}, options);
-    const Tensor stats = at::empty({s.rows, 2}, options.dtype(s.sums));
+    const Tensor out = at::empty(args.input.sizes(), options);
+    const Tensor total = s.adds ? at::empty(args.input.sizes(), options) : at::empty({0}, options);
+    auto shape = args.input.sizes().slice(0, args.input.dim() - args.normalized_shape.size()).vec();
+    shape.push_back(2);
+    const Tensor stats = at::empty(shape, options.dtype(s.sums));
     by_type(args.input, [&]<typename S>(S) {
         LayerNormForward<S> call;
         using Acc = typename LayerNormForward<S>::Acc;
         Held held;
         call.shape = {s.rows, s.columns, s.dropout};
-        call.input = held.rows<S>(args.input, &call.input_stride);
-        call.residual = held.rows<S>(args.residual, &call.residual_stride);
+        call.input = held.rows<S>(args.input, s, &call.input_stride);
+        call.residual = held.rows<S>(args.residual, s, &call.residual_stride);
         call.weight = held.dense<Acc>(args.weight);
         call.bias = held.dense<Acc>(args.bias);
         call.epsilon = static_cast<Acc>(args.epsilon);
@@ -73,9 +79,11 @@ LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNorm
 
 LayerNormBackwardResult gradients(const LayerNormGiven& given, const LayerNormSizes& s) {
     const auto options = given.total.options();
-    const Tensor grad_total = at::empty({s.rows, s.columns}, options);
-    const Tensor grad_input = s.adds ? at::empty({s.rows, s.columns}, options) : at::empty({0}, options);
-    const auto wanted = [&](bool want) { return at::empty({want ? s.columns : 0}, options.dtype(s.sums)); };
+    const Tensor grad_total = at::empty(given.total.sizes(), options);
+    const Tensor grad_input = s.adds ? at::empty(given.total.sizes(), options) : at::empty({0}, options);
+    const auto wanted = [&](bool want) {
+        return want ? at::empty(given.normalized_shape, options.dtype(s.sums)) : at::empty({0}, options.dtype(s.sums));
+    };
     const bool weight = given.need_weight && given.weight, bias = given.need_bias && given.bias;
     const Tensor grad_weight = wanted(weight), grad_bias = wanted(bias);
     by_type(given.total, [&]<typename S>(S) {
@@ -83,9 +91,9 @@ LayerNormBackwardResult gradients(const LayerNormGiven& given, const LayerNormSi
         using Acc = typename LayerNormBackward<S>::Acc;
         Held held;
         call.shape = {s.rows, s.columns, s.dropout};
-        call.grad_out = held.rows<S>(given.grad_out, &call.grad_out_stride);
-        call.grad_total = held.rows<S>(given.grad_total, &call.grad_total_stride);
-        call.total = held.rows<S>(given.total, &call.total_stride);
+        call.grad_out = held.rows<S>(given.grad_out, s, &call.grad_out_stride);
+        call.grad_total = held.rows<S>(given.grad_total, s, &call.grad_total_stride);
+        call.total = held.rows<S>(given.total, s, &call.total_stride);
         call.stats = held.dense<Acc>(given.stats);
         call.weight = held.dense<Acc>(given.weight);
         call.grad_of_total = grad_total.data_ptr<S>();
@@ -104,14 +112,13 @@ using Operators = LayerNormOperators<normalize, gradients>;
 
 TORCH_LIBRARY_FRAGMENT(pykernels, m) {
     m.def(
-        "layer_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? seed, float dropout, "
-        "float epsilon) -> (Tensor out, Tensor total, Tensor stats)",
+        "layer_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? seed, "
+        "SymInt[] normalized_shape, float dropout, float epsilon) -> (Tensor out, Tensor total, Tensor stats)",
         {at::Tag::pt2_compliant_tag});
     m.def(
         "layer_norm_backward(Tensor? grad_out, Tensor? grad_total, Tensor total, Tensor stats, Tensor? weight, "
-        "Tensor? bias, Tensor? seed, float dropout, float epsilon, bool need_weight, bool need_bias) -> (Tensor "
-        "grad_of_total, "
-        "Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+        "Tensor? bias, Tensor? seed, SymInt[] normalized_shape, float dropout, float epsilon, bool need_weight, "
+        "bool need_bias) -> (Tensor grad_of_total, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
         {at::Tag::pt2_compliant_tag});
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.layer_norm import arguments
+from ..reference.layer_norm import check_shapes, draw_seed
 from . import _dispatch, _layer_norm_ops
 from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_grad
 
@@ -22,17 +22,16 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         kernels: Any,
-        dropout: float,
-        epsilon: float,
+        numbers: tuple[Any, ...],
         input: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        out, total, stats = kernels.layer_norm_forward(input, residual, weight, bias, seed, dropout, epsilon)
+        out, total, stats = kernels.layer_norm_forward(input, residual, weight, bias, seed, *numbers)
         adds = residual is not None or seed is not None
-        ctx.kernels, ctx.numbers, ctx.adds = kernels, (dropout, epsilon), residual is not None
+        ctx.kernels, ctx.numbers, ctx.adds = kernels, numbers, residual is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total if adds else input, stats, weight, bias, seed)
         if not adds:
@@ -42,19 +41,19 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None) -> tuple[Any, ...]:
         total, stats, weight, bias, seed = ctx.saved_tensors
-        need = ctx.needs_input_grad[5:7]
+        need = ctx.needs_input_grad[4:6]
         if needs_twin(grad_out, grad_total):
             # the total is an output of this function: its own gradient goes on from there
             given = (total, weight, bias), seed, *ctx.numbers, need, grad_out, grad_total
             of_total, of_input, of_weight, of_bias = _layer_norm_ops.gradients_by_twin(*given)
-            return None, None, None, of_input, of_total if ctx.adds else None, of_weight, of_bias, None
+            return None, None, of_input, of_total if ctx.adds else None, of_weight, of_bias, None
         call = ctx.kernels.layer_norm_backward if is_eager(total) else _layer_norm_ops.backward_op
         of_total, of_input, *parameters = call(
             grad_out, grad_total, total, stats, weight, bias, seed, *ctx.numbers, *need
         )
         of_weight, of_bias = (grad if n else None for grad, n in zip(parameters, need, strict=True))
         of_input = of_total if seed is None else of_input
-        return None, None, None, of_input, of_total if ctx.adds else None, of_weight, of_bias, None
+        return None, None, of_input, of_total if ctx.adds else None, of_weight, of_bias, None
 
 
 _apply = _dispatch.direct_apply(_LayerNorm)
@@ -107,22 +106,23 @@ def layer_norm(
     if any_autocast() and input.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's: in float32 there
         input = _dispatch.cast(input, torch.float32)
         residual = None if residual is None else _dispatch.cast(residual, torch.float32)
-    tensors, input = arguments(input, normalized_shape, weight, bias, residual, dropout_p)
-    out, total = _run(tensors, dropout_p, eps)
-    if not return_total:
-        return out.reshape(input.shape)
-    return out.reshape(input.shape), total.reshape(input.shape) if total is not tensors[0] else input
+    if residual is not None and residual.dtype != input.dtype:
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        input, residual = input.to(dtype), residual.to(dtype)
+    tensors = input, residual, weight, bias, draw_seed(dropout_p) if dropout_p else None
+    out, total = _run(tensors, (normalized_shape, dropout_p, eps))
+    return (out, total) if return_total else out
 
 
-def _run(tensors: tuple[Any, ...], dropout: float, epsilon: float) -> tuple[Tensor, Tensor]:
+def _run(tensors: tuple[Any, ...], numbers: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     input, residual, weight, bias, seed = tensors
     kernels = raw_kernels(input, input if residual is None else residual)
-    parameters = [p for p in (weight, bias) if p is not None]
-    if kernels is None or not is_eager(*parameters):
-        _dispatch.check_devices("layer_norm", input, residual, *parameters)
-        out, total, _ = _layer_norm_ops.forward_op(*tensors, dropout, epsilon)
-    elif wants_grad(input, residual, *parameters):
-        out, total = _apply(kernels, dropout, epsilon, *tensors)
+    if kernels is None or not is_eager(*(p for p in (weight, bias) if p is not None)):
+        check_shapes(input, numbers[0], weight, bias, residual)
+        _dispatch.check_devices("layer_norm", input, residual, weight, bias)
+        out, total, _ = _layer_norm_ops.forward_op(*tensors, *numbers)
+    elif wants_grad(input, residual, weight, bias):
+        out, total = _apply(kernels, numbers, *tensors)
     else:
-        out, total, _ = kernels.layer_norm_forward(*tensors, dropout, epsilon)
+        out, total, _ = kernels.layer_norm_forward(*tensors, *numbers)
     return out, input if residual is None and seed is None else total

@@ -3,7 +3,7 @@
 from .attention import attention, attention_keep, attention_weights, scaled_dot_product_attention
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
-from .layer_norm import layer_norm, layer_norm_rows
+from .layer_norm import layer_norm, layer_norm_total
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
@@ -15,6 +15,6 @@ __all__ = [
     "rnn", "rnn_cell", "rnn_layer",
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
     "scaled_dot_product_attention", "attention", "attention_keep", "attention_weights", "dot_attention",
-    "layer_norm", "layer_norm_rows",
+    "layer_norm", "layer_norm_total",
     "random_mask",
 ]  # fmt: skip

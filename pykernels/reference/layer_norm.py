@@ -16,55 +16,60 @@ from torch import Tensor
 
 from .attention import attention_keep
 
-__all__ = ["layer_norm", "layer_norm_rows", "normalize_rows"]
+__all__ = ["layer_norm", "layer_norm_total"]
 
 
-def normalize_rows(
-    total: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+def normalize(
+    total: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, D] of the total [N, D], and each row's mean and 1 / sqrt(variance + epsilon), [N, 1]."""
-    dtype = sum_dtype(total)
-    x = total.to(dtype)
-    mean = x.mean(1, keepdim=True)
-    scale = ((x - mean).square().mean(1, keepdim=True) + epsilon).rsqrt()
+    """y of the total, normalised over its last `dims` dimensions, and mean and 1 / sqrt(variance + epsilon) over them."""
+    over = tuple(range(-dims, 0))
+    x = total.to(sum_dtype(total))
+    mean = x.mean(over, keepdim=True)
+    scale = ((x - mean).square().mean(over, keepdim=True) + epsilon).rsqrt()
     y = (x - mean) * scale
     if weight is not None:
-        y = y * weight.to(dtype)
+        y = y * weight.to(x.dtype)
     if bias is not None:
-        y = y + bias.to(dtype)
+        y = y + bias.to(x.dtype)
     return y.to(total.dtype), mean, scale
 
 
-def sum_dtype(rows: Tensor) -> torch.dtype:
-    return rows.dtype if rows.dtype == torch.float64 else torch.float32
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
 
 
-def dropout_rows(rows: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
-    """Rows [N, D] with elements dropped like the keys of attention's head 0, and the others times 1 / (1 - p)."""
+def dropped(x: Tensor, seed: Tensor | None, dims: int, dropout: float) -> Tensor:
+    """x with elements dropped, and the others times 1 / (1 - p). Its rows are the last `dims` dimensions; they are
+    treated like the keys of attention's head 0."""
     if seed is None or dropout == 0:
-        return rows
-    count, columns = rows.shape
-    keep = attention_keep(seed, 1, 1, count, columns, dropout, rows.device)[0, 0]
-    return rows * keep * (1 / (1 - dropout) if dropout < 1 else 0.0)
+        return x
+    columns = math.prod(x.shape[x.dim() - dims :])
+    rows = math.prod(x.shape[: x.dim() - dims])
+    keep = attention_keep(seed, 1, 1, rows, columns, dropout, x.device).reshape(x.shape)
+    return x * keep * (1 / (1 - dropout) if dropout < 1 else 0.0)
 
 
-def layer_norm_rows(
+def layer_norm_total(
     input: Tensor,
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
+    normalized_shape: Sequence[int],
     dropout: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator `layer_norm_forward` computes: y, the total ([0] where it is the input), statistics."""
+    """What the operator `layer_norm_forward` computes: y, the total ([0] where it is the input), statistics [*, 2]."""
+    dims = len(normalized_shape)
     if residual is None and seed is None:
         total = input
     else:
-        dropped = dropout_rows(input.to(sum_dtype(input)), seed, dropout)
-        total = (dropped if residual is None else dropped + residual).to(input.dtype)
-    y, mean, scale = normalize_rows(total, weight, bias, epsilon)
-    return y, input.new_empty(0) if total is input else total, torch.cat((mean, scale), 1)
+        total = dropped(input.to(sum_dtype(input)), seed, dims, dropout)
+        total = (total if residual is None else total + residual).to(input.dtype)
+    y, mean, scale = normalize(total, weight, bias, dims, epsilon)
+    stats = torch.stack((mean, scale), -1).reshape(*input.shape[: input.dim() - dims], 2)
+    return y, input.new_empty(0) if total is input else total, stats
 
 
 def layer_norm(
@@ -79,11 +84,9 @@ def layer_norm(
     return_total: bool = False,
 ) -> Any:
     """The twin of `pykernels.functional.layer_norm`: the same arguments."""
-    tensors, input = arguments(input, normalized_shape, weight, bias, residual, dropout_p)
-    x, r, w, b, seed = tensors
-    out, total, _ = layer_norm_rows(x, r, w, b, seed, dropout_p, eps)
-    total = total if r is not None or seed is not None else x
-    out, total = (t.reshape(input.shape) for t in (out, total))
+    x, r, seed = arguments(input, normalized_shape, weight, bias, residual, dropout_p)
+    out, total, _ = layer_norm_total(x, r, weight, bias, seed, normalized_shape, dropout_p, eps)
+    total = x if r is None and seed is None else total
     return (out, total) if return_total else out
 
 
@@ -94,13 +97,38 @@ def arguments(
     bias: Tensor | None,
     residual: Tensor | None,
     dropout_p: float,
-) -> tuple[tuple[Any, ...], Tensor]:
-    """The operator's tensors, and the input in the dtype of the sum."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The operator's input, residual and seed."""
+    check_shapes(input, normalized_shape, weight, bias, residual)
+    seed = draw_seed(dropout_p)
+    if residual is not None and residual.dtype != input.dtype:
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        input, residual = input.to(dtype), residual.to(dtype)
+    return input, residual, seed
+
+
+def draw_seed(dropout_p: float) -> Tensor | None:
+    """A key for dropout's random numbers from torch's generator; None where nothing is dropped."""
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if dropout_p > 0 else None
+
+
+def check_shapes(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> None:
+    """Raise what the operator raises, which is torch's text where it has one."""
     shape = tuple(normalized_shape)
     if not shape:
         raise RuntimeError(
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
             "normalized_shape = []"
+        )
+    if input.shape[max(input.dim() - len(shape), 0) :] != shape:
+        expected = ", ".join(map(str, shape))
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, {expected}], but got input of size"
+            f"{list(input.shape)}"
         )
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != shape:
@@ -108,28 +136,6 @@ def arguments(
                 f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                 f"{list(parameter.shape)} and normalized_shape = {list(shape)}"
             )
-    if input.dim() < len(shape) or input.shape[-len(shape) :] != shape:
-        expected = ", ".join(map(str, shape))
-        raise RuntimeError(
-            f"Given normalized_shape={list(shape)}, expected input with shape [*, {expected}], but got input of size"
-            f"{list(input.shape)}"
-        )
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
-    if residual is not None:
-        if residual.shape != input.shape:
-            sizes = f"{list(input.shape)} like the input, got {list(residual.shape)}"
-            raise RuntimeError(f"[layer_norm] expected residual of shape {sizes}")
-        if residual.dtype != input.dtype:
-            dtype = torch.promote_types(input.dtype, residual.dtype)
-            input, residual = input.to(dtype), residual.to(dtype)
-    columns = math.prod(shape)
-    rows = math.prod(input.shape[: input.dim() - len(shape)])
-    tensors = (
-        input.reshape(rows, columns),
-        None if residual is None else residual.reshape(rows, columns),
-        None if weight is None else weight.reshape(columns),
-        None if bias is None else bias.reshape(columns),
-        torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if dropout_p > 0 else None,
-    )
-    return tensors, input
+    if residual is not None and residual.shape != input.shape:
+        sizes = f"{list(input.shape)} like the input, got {list(residual.shape)}"
+        raise RuntimeError(f"[layer_norm] expected residual of shape {sizes}")
