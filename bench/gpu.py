@@ -1,6 +1,7 @@
-"""LSTM, GRU and RNN on a GPU beside cuDNN: `python -m bench.gpu --out bench/results/gpu.json`.
+"""LSTM, GRU, RNN, attention and layer norm on a GPU: `python -m bench.gpu --out bench/results/gpu.json`.
 
-Needs torch with CUDA, nothing else.
+Needs torch with CUDA, nothing else. The peers are cuDNN for the layers, the fastest of torch's backends for attention,
+and torch for layer norm.
 
 Timed with CUDA events in alternating rounds, as the processor's rows are. Float32 is float32: TF32 is switched off for
 both. Bound of a row: the larger of its operations over the measured matrix-product rate of its dtype and its inputs,
@@ -15,75 +16,18 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from bench import ours
-from bench.layers import KINDS, layer_work, pair_of_modules, training_step
-from bench.limits import Work
+from bench.gpu_cases import CASES, DRY_CASES, AnyCase, Question
 from bench.machine import hardware_line, version
 from bench.pairs import Pairing, Plan, Timer, measure, wall_clock
 from bench.rows import RESULTS, by_section, line, mean_ratio
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One layer stack: steps, batch, inputs, hidden units, kind, layers, both directions, packed lengths."""
-
-    steps: int
-    batch: int
-    inputs: int
-    hidden: int
-    kind: str = "LSTM"
-    layers: int = 1
-    bidirectional: bool = False
-    packed: bool = False
-
-    @property
-    def label(self) -> str:
-        marks = [f"B{self.batch} T{self.steps} I{self.inputs} H{self.hidden}"]
-        marks += [f"{self.layers} layers"] if self.layers > 1 else []
-        marks += ["both directions"] if self.bidirectional else []
-        marks += ["packed"] if self.packed else []
-        return ", ".join(marks)
-
-
-# The most telling first: what does not fit in the time is left out from the end.
-CASES = [
-    Case(100, 64, 512, 512),
-    Case(100, 64, 512, 512, "GRU"),
-    Case(100, 64, 512, 512, "RNN"),
-    Case(100, 16, 256, 256),
-    Case(100, 64, 1024, 1024),
-    Case(100, 1, 512, 512),
-    Case(100, 16, 256, 256, "GRU"),
-    Case(100, 16, 256, 256, "RNN"),
-    Case(100, 64, 512, 512, packed=True),
-    Case(100, 64, 512, 512, "GRU", packed=True),
-    Case(100, 64, 512, 512, "RNN", packed=True),
-    Case(100, 64, 512, 512, bidirectional=True),
-    Case(100, 64, 512, 512, layers=2),
-    Case(100, 64, 1024, 1024, "GRU"),
-    Case(100, 64, 1024, 1024, "RNN"),
-    Case(1024, 16, 768, 768),
-    Case(1024, 16, 768, 768, "GRU"),
-    Case(100, 64, 2048, 2048),
-    Case(100, 256, 512, 512),
-    Case(100, 32, 128, 128),
-    Case(100, 256, 1024, 1024),
-    Case(100, 1, 128, 128),
-    Case(100, 1, 128, 128, "GRU"),
-    Case(100, 1, 128, 128, "RNN"),
-    Case(100, 1, 2048, 2048),
-    Case(100, 32, 512, 512, layers=2, bidirectional=True, packed=True),
-]
-DRY_CASES = [Case(5, 3, 7, 9, kind) for kind in KINDS] + [Case(5, 3, 7, 9, bidirectional=True, packed=True)]
 
 
 def event_clock(work: Callable[[], object], calls: int) -> float:
@@ -135,59 +79,20 @@ def facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def input_of(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor | PackedSequence, int]:
-    """The input, ready for gradients, and how many rows it has (packed: the sum of drawn lengths)."""
-    x = torch.randn(case.steps, case.batch, case.inputs, device=device).to(dtype)
-    if not case.packed:
-        return x.requires_grad_(), case.steps * case.batch
-    lengths = torch.randint(1, case.steps + 1, (case.batch,))
-    lengths[0] = case.steps
-    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    return packed._replace(data=packed.data.detach().requires_grad_()), int(lengths.sum())
-
-
-def data_of(output: torch.Tensor | PackedSequence) -> torch.Tensor:
-    return output.data if isinstance(output, PackedSequence) else output
-
-
-def work_of(case: Case, rows: int, size: int, training: bool) -> Work:
-    """The layers' operations and bytes, added up."""
-    directions = 2 if case.bidirectional else 1
-    widths = [case.inputs] + [directions * case.hidden] * (case.layers - 1)
-    kind = KINDS[case.kind]
-    layers = [layer_work(kind, rows, case.steps, width, case.hidden, training=training, size=size) for width in widths]
-    return Work(
-        directions * sum(layer.flop for layer in layers), directions * sum(layer.memory_bytes for layer in layers)
-    )
-
-
 def rows_of(
-    case: Case, name: str, device: torch.device, limits: dict[str, Any], plan: Plan
+    case: AnyCase, name: str, device: torch.device, limits: dict[str, Any], plan: Plan
 ) -> Iterator[dict[str, Any]]:
-    """The inference and the training row of a case; an error becomes a row that says so."""
-    dtype = DTYPES[name]
-    options = {"num_layers": case.layers, "bidirectional": case.bidirectional, "device": device, "dtype": dtype}
-    mine, theirs = pair_of_modules(case.kind, case.inputs, case.hidden, **options)
-    x, rows = input_of(case, dtype, device)
-    with torch.no_grad():
-        output = data_of(theirs(x)[0])
-        difference = (data_of(mine(x)[0]) - output).abs().max().item() / output.abs().max().item()
-    if not difference < (1e-3 if name == "fp32" else 3e-2):
-        raise RuntimeError(f"output differs from torch's by {difference:.1e} of its largest value")
-    grad_output = torch.randn_like(output)
-    clock, size = clock_of(device), output.element_size()
-
-    with torch.inference_mode():
-        forward = measure({"ours": lambda: mine(x), "cuDNN": lambda: theirs(x)}, plan, clock)
-    yield gpu_row("forward", case, name, forward, work_of(case, rows, size, False), limits)
-    steps = {"ours": training_step(mine, x, grad_output), "cuDNN": training_step(theirs, x, grad_output)}
-    yield gpu_row("training", case, name, measure(steps, plan, clock), work_of(case, rows, size, True), limits)
+    """The rows of a case in one dtype."""
+    clock = clock_of(device)
+    for question in case.questions(DTYPES[name], device):
+        with torch.inference_mode(not question.grad):
+            pairing = measure(question.works, plan, clock)
+        yield gpu_row(question, f"{name} {case.label}", name, pairing, limits)
 
 
-def gpu_row(
-    question: str, case: Case, name: str, pairing: Pairing, work: Work, limits: dict[str, Any]
-) -> dict[str, Any]:
-    seconds, ratio = pairing.median("ours"), pairing.ratio("cuDNN")
+def gpu_row(question: Question, label: str, name: str, pairing: Pairing, limits: dict[str, Any]) -> dict[str, Any]:
+    peer, work = pairing.best_peer(), question.work
+    seconds, ratio = pairing.median("ours"), pairing.ratio(peer)
     peak = limits["matmul_tflops"][name] * 1e12
     floors = {
         "matrix-product rate": work.flop / peak,
@@ -204,14 +109,16 @@ def gpu_row(
         "bound_ms": floors[by] * 1e3,
         "bound_share": floors[by] / seconds,
     }
-    section = f"gpu-{KINDS[case.kind].key}-{question}"
-    row: dict[str, Any] = {"section": section, "label": f"{name} {case.label}", "target": None, "why": ""}
+    row: dict[str, Any] = {"section": question.section, "label": label, "target": None, "why": "", "against": peer}
     row |= {key: float(f"{value:.4g}") for key, value in figures.items()}
-    row["peers"] = {"cuDNN": {"ms": float(f"{pairing.median('cuDNN') * 1e3:.4g}"), "ratio": row["ratio"]}}
+    row["peers"] = {
+        each: {"ms": float(f"{pairing.median(each) * 1e3:.4g}"), "ratio": float(f"{pairing.ratio(each).median:.4g}")}
+        for each in pairing.peers
+    }
     return row | {"bound_by": by, "rounds": ratio.rounds}
 
 
-def run(device: torch.device, cases: list[Case], names: list[str], seconds: float, plan: Plan) -> dict[str, Any]:
+def run(device: torch.device, cases: list[AnyCase], names: list[str], seconds: float, plan: Plan) -> dict[str, Any]:
     """Every case in every dtype while the time lasts; what failed or was left out is listed in the report."""
     machine = facts(device)
     print(hardware_line(machine), flush=True)
@@ -219,7 +126,7 @@ def run(device: torch.device, cases: list[Case], names: list[str], seconds: floa
     rows, failed, left_out = [], {}, []
     for case in cases:
         for name in names:
-            label = f"{name} {case.kind} {case.label}"
+            label = f"{name} {case.label}"
             if time.perf_counter() > deadline:
                 left_out.append(label)
                 continue
@@ -237,7 +144,7 @@ def run(device: torch.device, cases: list[Case], names: list[str], seconds: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="LSTM, GRU and RNN on a GPU beside cuDNN.")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="pykernels on a GPU, beside its peers.")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     parser.add_argument("--seconds", type=float, default=420.0, help="time for all rows")
     parser.add_argument("--dtypes", default="bf16,fp16,fp32")

@@ -21,6 +21,7 @@ LAYERS = ("LSTM", "GRU", "RNN")
 OTHERS = (
     "lstm-layer-norm", "attention-forward", "attention-training", "attention-bf16", "attention-bf16-training",
     "attention-mask", "attention-dropout", "attention-lengths", "attention-decode", "attention-causal",
+    "attention-weights", "transformer-inference", "transformer-training", "layer-norm", "layer-norm-training",
 )  # fmt: skip
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 

@@ -38,8 +38,14 @@ def _recurrent(name: str, inference: float, training: float) -> tuple[Section, .
         Section(f"{key}-bf16", f"{name}, inference in bf16", "our own float32"),
         Section(f"{key}-streaming", f"{name}, one step of one sequence", "torch"),
         Section(f"{key}-memory", f"{name}, memory held for backward", "torch (bytes of torch / bytes of ours)"),
-        Section(f"gpu-{key}-forward", f"{name} on the GPU, inference", "cuDNN through torch"),
-        Section(f"gpu-{key}-training", f"{name} on the GPU, training step", "cuDNN through torch"),
+        *_gpu(key, name, "cuDNN through torch"),
+    )
+
+
+def _gpu(key: str, name: str, against: str) -> tuple[Section, ...]:
+    return (
+        Section(f"gpu-{key}-forward", f"{name} on the GPU, inference", against),
+        Section(f"gpu-{key}-training", f"{name} on the GPU, training step", against),
     )
 
 
@@ -57,6 +63,13 @@ SECTIONS = {
         Section("attention-lengths", "Attention over padded batches", "torch's fused attention with a mask"),
         Section("attention-decode", "Attention of one row", "torch's fused attention"),
         Section("attention-causal", "Attention, causal", "our own, plain"),
+        Section("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
+        Section("layer-norm-training", "Layer norm of a sum, forward and backward", "torch: the sum, then layer norm"),
+        Section("transformer-inference", "Transformer encoder layer, inference", "torch.nn's layer, its fast path"),
+        Section("transformer-training", "Transformer encoder layer, training step", "torch.nn's layer"),
+        Section("attention-weights", "Multi-head attention with its weights", "torch.nn.MultiheadAttention"),
+        *_gpu("attention", "Attention", "the fastest of torch's backends"),
+        *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

@@ -88,6 +88,33 @@ def check_attention(device: str) -> Iterator[Check]:
         )
 
 
+def check_dot_attention(device: str) -> Iterator[Check]:
+    """With its weights, for few rows and for more rows than keys."""
+    lengths = torch.tensor([30, 17], device=device)
+    for rows in (1, 41):
+        drawn = draw([(2, rows, 19), (2, 30, 23), (37, 19), (37, 23)], 0.3)
+
+        def run(op: Callable[..., Any], tensors: list[Tensor]) -> Any:
+            return op(*tensors, lengths=lengths, return_weights=True)
+
+        kernel, twin = functional.dot_attention, reference.dot_attention
+        yield from compare(f"dot attention, {rows} rows", device, run, kernel, twin, drawn)
+
+
+def check_layer_norm(device: str) -> Iterator[Check]:
+    """Of a sum with dropout, and alone."""
+    for what, options in (("a sum", {"dropout_p": 0.2, "return_total": True}), ("one tensor", {})):
+        drawn = draw([(41, 70), (70,), (70,), *([(41, 70)] if options else [])], 1)
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], options: dict[str, Any] = options) -> Any:
+            torch.manual_seed(0)  # of dropout
+            input, weight, bias, *residual = tensors
+            result = op(input, [70], weight, bias, residual=residual[0] if residual else None, **options)
+            return result if isinstance(result, tuple) else (result,)
+
+        yield from compare(f"layer norm of {what}", device, run, functional.layer_norm, reference.layer_norm, drawn)
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -145,6 +172,8 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "rnn": check_rnn,
     "variants": check_variants,
     "attention": check_attention,
+    "dot attention": check_dot_attention,
+    "layer norm": check_layer_norm,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

@@ -32,8 +32,8 @@ class Forward {
           factor_(plain_ ? static_cast<Acc>(s_.scale) : Acc(1)) {
         const int64_t bytes = (deep_ + columns_ / kPer) * static_cast<int64_t>(sizeof(Op));
         const int64_t step = std::max<int64_t>(64, kSpan);
-        block_ = std::min(std::clamp(kBlockBytes / bytes / step * step, step, kBlockKeys),
-                          (s_.keys + step - 1) / step * step);
+        block_ = std::clamp(kBlockBytes / bytes / step * step, step,
+                            std::clamp((s_.keys + step - 1) / step * step, step, kBlockKeys));
     }
 
     void run() const {

@@ -6,6 +6,7 @@
 
 #include "core/measure.h"
 #include "kernels/attention.h"
+#include "ops/attention_padding.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -74,8 +75,10 @@ HeadRows<S> to_heads(const Tensor& tensor) {
 
 bool nothing_to_do(const AttentionSizes& s) { return s.batch * s.heads * s.rows == 0; }
 
-AttentionForwardResult attend(const AttentionArguments& args) {
-    const auto s = check_attention(args);
+AttentionForwardResult attend(const AttentionArguments& given) {
+    const auto s = check_attention(given);
+    const WithoutPadding padding(given, s);
+    const auto& args = padding.args;
     const auto& query = args.query;
     const Tensor lse = at::empty({s.batch, s.heads, s.rows}, query.options().dtype(attention_sum_type(query)));
     const bool few = s.groups > 0 && are_few(s.heads / s.groups, s.rows);
@@ -101,10 +104,12 @@ AttentionForwardResult attend(const AttentionArguments& args) {
     return run(AttentionForward<float, float>{});
 }
 
-AttentionBackwardResult gradients(const AttentionArguments& args, const AttentionGiven& given,
+AttentionBackwardResult gradients(const AttentionArguments& all, const AttentionGiven& given,
                                   const AttentionWanted& wants) {
-    const auto s = check_attention(args);
-    check_attention_backward(args, s, given);
+    const auto s = check_attention(all);
+    check_attention_backward(all, s, given);
+    const WithoutPadding padding(all, s, wants.mask);
+    const auto& args = padding.args;
     const auto type = args.query.scalar_type();
     const auto run = [&]<typename Op, typename S>(AttentionBackward<Op, S> call) -> AttentionBackwardResult {
         using Acc = typename AttentionBackward<Op, S>::Acc;
@@ -152,8 +157,10 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
     return run(AttentionBackward<float, float>{});
 }
 
-Tensor weigh(const AttentionArguments& args, const Tensor& lse, bool average) {
-    const auto s = check_attention_weights(args, lse);
+Tensor weigh(const AttentionArguments& given, const Tensor& lse, bool average) {
+    const auto s = check_attention_weights(given, lse);
+    const WithoutPadding padding(given, s);
+    const auto& args = padding.args;
     const auto type = args.query.scalar_type();
     const auto run = [&]<typename Op, typename S>(AttentionWeights<Op, S> call) -> Tensor {
         using Acc = typename AttentionWeights<Op, S>::Acc;

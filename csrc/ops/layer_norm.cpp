@@ -56,9 +56,7 @@ LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNorm
     const auto options = args.input.options();
     const Tensor out = at::empty(args.input.sizes(), options);
     const Tensor total = s.adds ? at::empty(args.input.sizes(), options) : at::empty({0}, options);
-    auto shape = args.input.sizes().slice(0, args.input.dim() - args.normalized_shape.size()).vec();
-    shape.push_back(2);
-    const Tensor stats = at::empty(shape, options.dtype(s.sums));
+    const Tensor stats = at::empty(layer_norm_stats_shape(args), options.dtype(s.sums));
     by_type(args.input, [&]<typename S>(S) {
         LayerNormForward<S> call;
         using Acc = typename LayerNormForward<S>::Acc;

@@ -55,6 +55,12 @@ struct LayerNormGiven {
     bool need_weight, need_bias;
 };
 
+inline std::vector<int64_t> layer_norm_stats_shape(const LayerNormArguments& args) {
+    auto shape = args.input.sizes().slice(0, args.input.dim() - args.normalized_shape.size()).vec();
+    shape.push_back(2);
+    return shape;
+}
+
 LayerNormSizes check_layer_norm(const LayerNormArguments& args);
 LayerNormSizes check_layer_norm_backward(const LayerNormGiven& given);
 

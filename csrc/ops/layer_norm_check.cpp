@@ -6,12 +6,18 @@ namespace {
 constexpr std::string_view op = "layer_norm";
 
 // (torch's messages, where it has one)
-LayerNormSizes sizes_of(const Tensor& input, std::string_view name, at::IntArrayRef shape) {
+LayerNormSizes sizes_of(const Tensor& input, std::string_view name, const OptionalTensor& weight,
+                        const OptionalTensor& bias, at::IntArrayRef shape) {
     TORCH_CHECK(
         !shape.empty(),
         "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
         "normalized_shape = ",
         shape);
+    for (const auto& [which, parameter] :
+         {std::pair<std::string_view, const OptionalTensor&>{"weight", weight}, {"bias", bias}})
+        TORCH_CHECK(!parameter || parameter->sizes() == shape, "Expected ", which,
+                    " to be of same shape as normalized_shape, but got ", which, " of shape ", parameter->sizes(),
+                    " and normalized_shape = ", shape);
     check_floating(op, name, input);
     const auto outer = input.dim() - static_cast<int64_t>(shape.size());
     if (outer < 0 || input.sizes().slice(outer) != shape) {
@@ -25,11 +31,9 @@ LayerNormSizes sizes_of(const Tensor& input, std::string_view name, at::IntArray
     return {rows, columns, input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat, false, {}};
 }
 
-void check_parameter(std::string_view name, const OptionalTensor& parameter, at::IntArrayRef shape, const Tensor& input,
+void check_parameter(std::string_view name, const OptionalTensor& parameter, const Tensor& input,
                      const LayerNormSizes& s) {
     if (!parameter) return;
-    TORCH_CHECK(parameter->sizes() == shape, "Expected ", name, " to be of same shape as normalized_shape, but got ",
-                name, " of shape ", parameter->sizes(), " and normalized_shape = ", shape);
     const auto type = parameter->scalar_type();
     TORCH_CHECK(type == input.scalar_type() || type == s.sums, "[", op, "] expected ", name, " of dtype ",
                 input.scalar_type(), " like the input, or ", s.sums, ", got ", type);
@@ -40,20 +44,20 @@ void check_parameter(std::string_view name, const OptionalTensor& parameter, at:
 }  // namespace
 
 LayerNormSizes check_layer_norm(const LayerNormArguments& args) {
-    auto s = sizes_of(args.input, "input", args.normalized_shape);
+    auto s = sizes_of(args.input, "input", args.weight, args.bias, args.normalized_shape);
     if (args.residual) {
         check_shape(op, "residual", *args.residual, args.input.sizes());
         check_like(op, "residual", *args.residual, args.input);
     }
-    check_parameter("weight", args.weight, args.normalized_shape, args.input, s);
-    check_parameter("bias", args.bias, args.normalized_shape, args.input, s);
+    check_parameter("weight", args.weight, args.input, s);
+    check_parameter("bias", args.bias, args.input, s);
     s.dropout = check_dropout(op, args.seed, args.dropout);
     s.adds = args.residual || args.seed;
     return s;
 }
 
 LayerNormSizes check_layer_norm_backward(const LayerNormGiven& given) {
-    auto s = sizes_of(given.total, "total", given.normalized_shape);
+    auto s = sizes_of(given.total, "total", given.weight, given.bias, given.normalized_shape);
     for (const auto& [name, grad] : {std::pair<std::string_view, const OptionalTensor&>{"grad_out", given.grad_out},
                                      {"grad_total", given.grad_total}}) {
         if (!grad) continue;
@@ -65,8 +69,8 @@ LayerNormSizes check_layer_norm_backward(const LayerNormGiven& given) {
     TORCH_CHECK(given.stats.scalar_type() == s.sums && given.stats.device() == given.total.device(), "[", op,
                 "] expected stats of dtype ", s.sums, " on ", given.total.device(), ", got ", given.stats.scalar_type(),
                 " on ", given.stats.device());
-    check_parameter("weight", given.weight, given.normalized_shape, given.total, s);
-    check_parameter("bias", given.bias, given.normalized_shape, given.total, s);
+    check_parameter("weight", given.weight, given.total, s);
+    check_parameter("bias", given.bias, given.total, s);
     s.dropout = check_dropout(op, given.seed, given.dropout);
     s.adds = given.seed.has_value();
     return s;

@@ -6,6 +6,7 @@
 
 #include "csrc/core/philox.h"
 #include "cuda/core/common.cuh"
+#include "cuda/core/for_types.cuh"
 #include "cuda/kernels/attention.h"
 
 namespace pykernels::cuda {
@@ -273,21 +274,5 @@ struct MaskPart {
                heads.begin * args.grad_mask_head;
     }
 };
-
-// Calls run.template operator()<T>() for the dtype.
-template <class Run>
-cudaError_t for_types(DType dtype, const Run& run) {
-    switch (dtype) {
-        case DType::f32:
-            return run.template operator()<float>();
-        case DType::f64:
-            return run.template operator()<double>();
-        case DType::bf16:
-            return run.template operator()<bf16>();
-        case DType::f16:
-            return run.template operator()<fp16>();
-    }
-    return cudaErrorInvalidValue;
-}
 
 }  // namespace pykernels::cuda

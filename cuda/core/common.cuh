@@ -120,6 +120,116 @@ __device__ inline T load_coherent(const T* pointer) {
     return __ldcg(pointer);
 }
 
+// As many neighbours as an access of 16 bytes has (or a multiple of that), or a single one. Two of 16 bits share a
+// register.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) : 16) Pack {
+    static_assert(kCount == 1 || sizeof(T) * kCount % 16 == 0);
+    using A = Accumulator<T>;
+    static constexpr bool kPairs = sizeof(T) == 2 && kCount > 1;
+    std::conditional_t<kPairs, uint32_t, T> stored[kPairs ? kCount / 2 : kCount];
+
+    __device__ A at(int i) const {
+        if constexpr (!kPairs) {
+            return to_accumulator(stored[i]);
+        } else if constexpr (std::is_same_v<T, bf16>) {
+            return __uint_as_float(i % 2 == 0 ? stored[i / 2] << 16 : stored[i / 2] & 0xffff0000u);
+        } else {
+            const __half2 pair = *reinterpret_cast<const __half2*>(&stored[i / 2]);
+            return i % 2 == 0 ? __low2float(pair) : __high2float(pair);
+        }
+    }
+    __device__ static Pack of(const A (&values)[kCount]) {
+        Pack pack;
+        if constexpr (!kPairs) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                pack.stored[i] = to_storage<T>(values[i]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < kCount; i += 2) {
+                using Pair = std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2>;
+                Pair pair;
+                if constexpr (std::is_same_v<T, bf16>) {
+                    pair = __floats2bfloat162_rn(values[i], values[i + 1]);
+                } else {
+                    pair = __floats2half2_rn(values[i], values[i + 1]);
+                }
+                pack.stored[i / 2] = *reinterpret_cast<const uint32_t*>(&pair);
+            }
+        }
+        return pack;
+    }
+};
+
+namespace detail {
+
+template <class T, int kCount, class Load>
+__device__ inline Pack<T, kCount> load_words(const T* pointer, const Load& load) {
+    union {
+        uint4 word[sizeof(Pack<T, kCount>) / 16];
+        Pack<T, kCount> pack;
+    } bits;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Pack<T, kCount>) / 16); ++i) {
+        bits.word[i] = load(reinterpret_cast<const uint4*>(pointer) + i);
+    }
+    return bits.pack;
+}
+
+}  // namespace detail
+
+template <int kCount, class T>
+__device__ inline Pack<T, kCount> load_pack(const T* pointer) {
+    if constexpr (kCount == 1) {
+        return {{*pointer}};
+    } else {
+        return detail::load_words<T, kCount>(pointer, [](const uint4* word) { return *word; });
+    }
+}
+// Data that is not read again: the first to leave the caches.
+template <int kCount, class T>
+__device__ inline Pack<T, kCount> load_pack_once(const T* pointer) {
+    if constexpr (kCount == 1) {
+        return {{*pointer}};
+    } else {
+        return detail::load_words<T, kCount>(pointer, [](const uint4* word) { return __ldcs(word); });
+    }
+}
+template <int kCount, class T>
+__device__ inline void store_pack(T* pointer, const Pack<T, kCount>& pack) {
+    if constexpr (kCount == 1) {
+        *pointer = pack.stored[0];
+    } else {
+        union {
+            Pack<T, kCount> pack;
+            uint4 word[sizeof(Pack<T, kCount>) / 16];
+        } bits{pack};
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(sizeof(Pack<T, kCount>) / 16); ++i) {
+            reinterpret_cast<uint4*>(pointer)[i] = bits.word[i];
+        }
+    }
+}
+
+// Values stay packed: what has been computed from them so far is not kept beside them, but computed again. Grids have
+// no third dimension, so that blockIdx.z is a zero; but the compiler does not know it.
+template <class T, int kCount>
+__device__ inline void stay_packed(Pack<T, kCount>& pack) {
+    if constexpr (kCount > 1) {
+        union {
+            Pack<T, kCount> pack;
+            uint32_t word[sizeof(Pack<T, kCount>) / 4];
+        } bits{pack};
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(sizeof(Pack<T, kCount>) / 4); ++i) {
+            bits.word[i] |= blockIdx.z;
+        }
+        pack = bits.pack;
+    }
+}
+
 // The block's dynamic shared memory, aligned to 16 bytes.
 __device__ inline unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char pykernels_shared[];

@@ -67,4 +67,15 @@ struct AttentionBackward {
 };
 cudaError_t attention_backward(const AttentionBackward& args, cudaStream_t stream);
 
+// With the lse of a forward of the same shape and mask; of shape.value_depth nothing is read.
+struct AttentionWeights {
+    AttentionShape shape;
+    HeadsIn query, key;
+    AttentionMask mask;
+    const void* lse;  // [batch, heads, rows]
+    HeadsOut out;     // [batch, heads, rows, keys], or the mean over the heads: [batch, 1, rows, keys]
+    bool average;
+};
+cudaError_t attention_weights(const AttentionWeights& args, cudaStream_t stream);
+
 }  // namespace pykernels::cuda

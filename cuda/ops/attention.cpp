@@ -151,16 +151,34 @@ AttentionBackwardResult gradients(const AttentionArguments& args, const Attentio
                  : grad_mask.to(args.query.scalar_type())};
 }
 
-using Operators = AttentionOperators<attend, gradients>;
+Tensor weigh(const AttentionArguments& args, const Tensor& lse, bool average) {
+    const auto s = check_attention_weights(args, lse);
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    AttentionCall call(args.query);
+    const Tensor out = at::empty({s.batch, average ? 1 : s.heads, s.rows, s.keys}, args.query.options());
+    const AttentionWeights weights{call.shape(args, s),
+                                   call.heads(args.query),
+                                   call.heads(args.key),
+                                   call.mask(args.mask, s, args.query.scalar_type()),
+                                   call.dense(lse),
+                                   to_heads(out),
+                                   average};
+    C10_CUDA_CHECK(attention_weights(weights, call.stream));
+    return average ? out.squeeze(1) : out;
+}
+
+using Operators = AttentionOperators<attend, gradients, weigh>;
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
     m.impl("attention_forward", Operators::forward);
     m.impl("attention_backward", Operators::backward);
+    m.impl("attention_weights", Operators::weights);
 }
 
 static const RawKernel raw_kernels[] = {{"attention_forward", Operators::forward},
-                                        {"attention_backward", Operators::backward}};
+                                        {"attention_backward", Operators::backward},
+                                        {"attention_weights", Operators::weights}};
 
 }  // namespace pykernels::cuda

@@ -46,8 +46,12 @@ class Call {
         if (!tensor || !tensor->defined()) {
             return nullptr;
         }
-        held_.push_back(tensor->contiguous());
-        return held_.back().const_data_ptr();
+        return keep(tensor->contiguous()).const_data_ptr();
+    }
+    // Until the end of the call.
+    const Tensor& keep(const Tensor& tensor) {
+        held_.push_back(tensor);
+        return held_.back();
     }
 
     void* workspace(size_t bytes) {

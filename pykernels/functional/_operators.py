@@ -103,11 +103,11 @@ def _has_tangent(value: Any) -> bool:
 
 
 def _flatten(values: Sequence[Any]) -> tuple[list[Any], Form]:
-    """The values with those of lists spread among them, and what `_gather` needs to undo it."""
+    """The values with those of lists of tensors spread among them, and what `_gather` needs to undo it."""
     flat: list[Any] = []
     form: Form = []
     for value in values:
-        is_list = isinstance(value, list)
+        is_list = isinstance(value, list) and not (value and isinstance(value[0], (int, torch.SymInt)))
         form.append(len(value) if is_list else -1)
         flat.extend(value if is_list else [value])
     return flat, form

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,8 +63,10 @@ def dot_attention(
     for name, tensor in (("query", query), ("memory", memory), ("keys", memory if keys is None else keys)):
         if tensor.dim() != 3:
             raise RuntimeError(f"[dot_attention] expected {name} of 3 dimensions, got {tensor.dim()}")
-    if mask is not None and mask.is_floating_point():
-        raise RuntimeError(f"[dot_attention] expected a mask of bool, got {mask.dtype}")
+    if mask is not None and (mask.dtype != torch.bool or mask.dim() > 3):
+        raise RuntimeError(
+            f"[dot_attention] expected a mask of bool, broadcast to [B, L, S], got {mask.dtype} {list(mask.shape)}"
+        )
     if query_weight is not None:
         query = F.linear(query, query_weight)
     if keys is None and memory_weight is not None:

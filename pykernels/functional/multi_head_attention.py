@@ -94,23 +94,29 @@ def multi_head_attention_forward(
     if use_separate_proj_weight:
         weights = [_given(w, f"use_separate_proj_weight is True but {name}_proj_weight is None")
                    for w, name in ((q_proj_weight, "q"), (k_proj_weight, "k"), (v_proj_weight, "v"))]  # fmt: skip
+        for name, x, weight in zip(("query", "key", "value"), (query, key, value), weights, strict=True):
+            if weight.shape != (query.shape[2], x.shape[2]):
+                sizes = f"{(query.shape[2], x.shape[2])}, but got {weight.shape}"
+                raise AssertionError(f"expecting {name} weights shape of {sizes}")
         biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
     else:
         weight = _given(in_proj_weight, "use_separate_proj_weight is False but in_proj_weight is None")
         q, k, v = _project(query, key, value, weight, in_proj_bias, is_self, key_is_value)
     if bias_k is not None and bias_v is not None:
-        k, v = (_append(x, b, batch_at, static) for x, b, static in ((k, bias_k, static_k), (v, bias_v, static_v)))
+        k, v = _append(k, bias_k, batch_at, static_k, "key"), _append(v, bias_v, batch_at, static_v, "value")
     elif bias_k is not None or bias_v is not None:
         given, missing = ("bias_k", "bias_v") if bias_v is None else ("bias_v", "bias_k")
         raise AssertionError(f"{given} is set but {missing} is None")
     q, k, v = (_heads(x, num_heads, batch_at) for x in (q, k, v))
-    k, v = (_static(s, x, num_heads) for s, x in ((static_k, k), (static_v, v)))
+    k, v = _static(static_k, k, num_heads, "static_k"), _static(static_v, v, num_heads, "static_v")
     if add_zero_attn:
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
     mask = _mask(attn_mask, key_padding_mask, batch, num_heads, keys, k.shape[2], q.dtype)
 
     dropout = dropout_p if training else 0.0
+    if need_weights and not 0 <= dropout <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout}")
     found = None
     if need_weights:
         y, found = attention_with_weights(q, k, v, mask, dropout, is_causal, average=average_attn_weights)
@@ -176,10 +182,10 @@ def _project(
     return F.linear(query, w[0], b[0]), F.linear(key, w[1], b[1]), F.linear(value, w[2], b[2])
 
 
-def _append(x: Tensor, bias: Tensor, batch_at: int, static: Tensor | None) -> Tensor:
+def _append(x: Tensor, bias: Tensor, batch_at: int, static: Tensor | None, name: str) -> Tensor:
     """One more key or value for every example."""
     if static is not None:
-        raise AssertionError("bias cannot be added to static key.")
+        raise AssertionError(f"bias cannot be added to static {name}.")
     shape = list(x.shape)
     shape[1 - batch_at] = 1
     return torch.cat((x, bias.expand(shape)), 1 - batch_at)
@@ -191,14 +197,14 @@ def _heads(x: Tensor, num_heads: int, batch_at: int) -> Tensor:
     return x.permute(0, 2, 1, 3) if batch_at == 0 else x.permute(1, 2, 0, 3)
 
 
-def _static(static: Tensor | None, x: Tensor, num_heads: int) -> Tensor:
+def _static(static: Tensor | None, x: Tensor, num_heads: int, name: str) -> Tensor:
     if static is None:
         return x
     batch, size = x.shape[0], x.shape[3]
     if static.shape[0] != batch * num_heads:
-        raise AssertionError(f"expecting static_k.size(0) of {batch * num_heads}, but got {static.shape[0]}")
+        raise AssertionError(f"expecting {name}.size(0) of {batch * num_heads}, but got {static.shape[0]}")
     if static.shape[2] != size:
-        raise AssertionError(f"expecting static_k.size(2) of {size}, but got {static.shape[2]}")
+        raise AssertionError(f"expecting {name}.size(2) of {size}, but got {static.shape[2]}")
     return static.unflatten(0, (batch, num_heads))
 
 

@@ -61,7 +61,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                     "with need_weights=False"
                 )
             padded, hidden = from_nested(query)
-            return to_nested(self.forward(padded, padded, padded, hidden, False)[0], hidden), None
+            return to_nested(self.forward(padded, padded, padded, hidden, False)[0], hidden, query.layout), None
         return multi_head_attention_forward(
             query,
             key,
@@ -97,9 +97,10 @@ def from_nested(nested: Tensor) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
 
 
-def to_nested(padded: Tensor, hidden: Tensor) -> Tensor:
+def to_nested(padded: Tensor, hidden: Tensor, layout: torch.layout) -> Tensor:
     lengths = (~hidden).sum(1).tolist()
-    return torch.nested.as_nested_tensor([part[:length] for part, length in zip(padded, lengths, strict=True)])
+    parts = [part[:length] for part, length in zip(padded, lengths, strict=True)]
+    return torch.nested.as_nested_tensor(parts, layout=layout)
 
 
 class DotAttention(nn.Module):

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..functional.layer_norm import layer_norm
 from .attention import MultiheadAttention, from_nested, to_nested
@@ -15,10 +17,16 @@ from .layer_norm import LayerNorm
 __all__ = ["TransformerEncoderLayer", "TransformerDecoderLayer"]
 
 
+_any_global_hook: Any = nn.modules.module._has_any_global_hook
+_canonical: Any = F._canonical_mask
+
+
 def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a call of the module does nothing but what its kind does: no hooks, no other class."""
+    """Whether a call of the module does nothing but what its kind does: no hooks, no other class, no other forward."""
+    if type(module) not in kinds or "forward" in module.__dict__ or _any_global_hook():
+        return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) in kinds and not any(hooks)
+    return not any(hooks)
 
 
 def _add(x: Tensor, update: Tensor, dropout: nn.Module | None) -> Tensor:
@@ -35,6 +43,16 @@ def _add_and_normalize(x: Tensor, update: Tensor, dropout: nn.Module | None, nor
     p = getattr(dropout, "p", 0.0) if dropout is not None and dropout.training else 0.0
     shape, weight, bias = given.normalized_shape, given.weight, given.bias
     return layer_norm(update, shape, weight, bias, given.eps, residual=x, dropout_p=p, return_total=True)
+
+
+def _checked(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Masks of one kind, or torch's error or warning, which has their names in it."""
+    kinds = {m.dtype for m in (mask, padding) if m is not None}
+    if len(kinds) <= 1 and all(kind == torch.bool or kind.is_floating_point for kind in kinds):
+        return mask, padding
+    of_mask = None if mask is None else mask.dtype
+    padding = _canonical(padding, "src_key_padding_mask", of_mask, "src_mask", dtype)
+    return _canonical(mask, "src_mask", None, "", dtype, False), padding
 
 
 class _Layer(nn.Module):
@@ -111,7 +129,8 @@ class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
             if src_mask is not None or src_key_padding_mask is not None:
                 raise AssertionError("src_key_padding_mask and src_mask are not supported with NestedTensor input")
             padded, hidden = from_nested(src)
-            return to_nested(self.forward(padded, None, hidden), hidden)
+            return to_nested(self.forward(padded, None, hidden), hidden, src.layout)
+        src_mask, src_key_padding_mask = _checked(src_mask, src_key_padding_mask, src.dtype)
         blocks = [
             ("_sa_block", self.dropout1, self.norm1, (src_mask, src_key_padding_mask, is_causal)),
             ("_ff_block", self.dropout2, self.norm2, ()),

@@ -33,16 +33,15 @@ def visible(
 ) -> Tensor:
     """Which keys each row sees by its place alone, [B or 1, 1, L, S]."""
     i, j = torch.arange(rows, device=device)[:, None], torch.arange(keys, device=device)
-    n_rows = torch.tensor([rows], device=device) if row_lengths is None else row_lengths.to(device)
-    n_keys = torch.tensor([keys], device=device) if key_lengths is None else key_lengths.to(device)
-    n_rows, n_keys = (n.reshape(-1, 1, 1, 1) for n in (n_rows, n_keys))
-    diagonal = i + (n_keys - n_rows if bottom_right else torch.zeros_like(n_keys))
+    n_rows: Any = rows if row_lengths is None else row_lengths.to(device).reshape(-1, 1, 1, 1)
+    n_keys: Any = keys if key_lengths is None else key_lengths.to(device).reshape(-1, 1, 1, 1)
+    diagonal = i + (n_keys - n_rows) if bottom_right else i
     seen = (i < n_rows) & (j < n_keys)
     if left >= 0:
         seen = seen & (j >= diagonal - left)
     if right >= 0:
         seen = seen & (j <= diagonal + right)
-    return seen
+    return seen if seen.dim() == 4 else seen[None, None]
 
 
 def attention_keep(

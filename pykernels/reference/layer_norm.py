@@ -22,7 +22,7 @@ __all__ = ["layer_norm", "layer_norm_total"]
 def normalize(
     total: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y of the total, normalised over its last `dims` dimensions, and mean and 1 / sqrt(variance + epsilon) over them."""
+    """y of the total, normalised over its last `dims` dimensions, and their mean and 1 / sqrt(variance + epsilon)."""
     over = tuple(range(-dims, 0))
     x = total.to(sum_dtype(total))
     mean = x.mean(over, keepdim=True)
@@ -124,18 +124,18 @@ def check_shapes(
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
             "normalized_shape = []"
         )
-    if input.shape[max(input.dim() - len(shape), 0) :] != shape:
-        expected = ", ".join(map(str, shape))
-        raise RuntimeError(
-            f"Given normalized_shape={list(shape)}, expected input with shape [*, {expected}], but got input of size"
-            f"{list(input.shape)}"
-        )
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != shape:
             raise RuntimeError(
                 f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                 f"{list(parameter.shape)} and normalized_shape = {list(shape)}"
             )
+    if input.shape[max(input.dim() - len(shape), 0) :] != shape:
+        expected = ", ".join(map(str, shape))
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, {expected}], but got input of size"
+            f"{list(input.shape)}"
+        )
     if residual is not None and residual.shape != input.shape:
         sizes = f"{list(input.shape)} like the input, got {list(residual.shape)}"
         raise RuntimeError(f"[layer_norm] expected residual of shape {sizes}")

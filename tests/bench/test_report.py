@@ -183,9 +183,8 @@ def test_gpu_script_runs_dry(tmp_path):
     report = json.loads(out.read_text())
     assert report["failed"] == {}
     found = {row["section"] for row in report_rows(report)}
-    assert found == {
-        f"gpu-{kind}-{question}" for kind in ("lstm", "gru", "rnn") for question in ("forward", "training")
-    }
+    kinds = ("lstm", "gru", "rnn", "attention", "layer-norm")
+    assert found == {f"gpu-{kind}-{question}" for kind in kinds for question in ("forward", "training")}
     assert "cuDNN" in page.render(report)
 
 

@@ -26,6 +26,8 @@ ARCHITECTURES = ("80", "90a")
 DISPATCH = {"variant.cu"}  # chooses among the kernels of other files and has none
 # These multiply by matrix instructions, whose operands arrive by copies of 16 bytes.
 TILED = {f"attention_{name}.cu" for name in ("forward", "query_gradient", "key_gradient", "mask_gradient")}
+# These read whole rows, by loads of 16 bytes wherever a kernel is one for aligned rows.
+ROWS = {"layer_norm_forward.cu", "layer_norm_backward.cu"}
 INCLUDES = [f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
 
 
@@ -73,6 +75,20 @@ def check_tiled(cubin: Path) -> None:
         assert operations.count(hmma) >= 16 and ldsm in operations and copies == {sixteen_bytes}, name
 
 
+def check_rows(cubin: Path) -> None:
+    """As above. Of the packs of a row, the kernels' names say how many columns they have."""
+    load, store, sixteen_bytes = 0x981, 0x986, 6
+    kernels = dict(machine_code(cubin.read_bytes()))
+    single = 0
+    for name, code in kernels.items():
+        widest = [max(high >> 9 & 7 for low, high in code if low & 0xFFF == kind) for kind in (load, store)]
+        pack = re.search(r"(?:HeldRowI\w+?|streamed\w+?kernelI(?:d|f|\d+\w+?))Li(\d+)E", name)
+        assert pack, name
+        single += pack[1] == "1"
+        assert pack[1] == "1" or widest == [sixteen_bytes, sixteen_bytes], name
+    assert 0 < 2 * single < len(kernels)
+
+
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.name)
 def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property):
     command = [str(nvcc()), "-std=c++20", "-O3", "-c", "-Xptxas", "-v", "--threads", "2", *INCLUDES]
@@ -95,11 +111,12 @@ def test_kernels_compile_and_stay_in_registers(source, tmp_path, record_property
         assert memory == ["0", "0", "0"], (
             f"{name} on sm_{architecture}: stack frame, spill stores, spill loads {memory}"
         )
-    if source.name in TILED:
+    check = check_tiled if source.name in TILED else check_rows if source.name in ROWS else None
+    if check is not None:
         cubins = sorted(tmp_path.glob("*.cubin"))
         assert len(cubins) == len(ARCHITECTURES)
         for cubin in cubins:
-            check_tiled(cubin)
+            check(cubin)
 
 
 @functools.cache

@@ -61,6 +61,13 @@ int run(const Drawn& d) {
     forward.lse = sums.output(B * H * L);
     cudaError_t error = attention_forward(forward, nullptr);
 
+    AttentionWeights weights{shape, forward.query, forward.key, forward.mask, forward.lse, {}, false};
+    for (const bool average : {false, true}) {
+        weights.average = average;
+        weights.out = out(average ? 1 : H, L, S, average);
+        error = error == cudaSuccess ? attention_weights(weights, nullptr) : error;
+    }
+
     AttentionBackward backward{shape, forward.query, forward.key, forward.value};
     backward.out = {forward.out.data, forward.out.batch_stride, forward.out.head_stride, forward.out.row_stride};
     backward.grad_out = in(H, L, F, false);

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels.reference.attention import attention
+from pykernels.reference.attention import attention, attention_weights
 
 from .device import TOLERANCE, Device
 
@@ -115,6 +115,20 @@ def truth(call: Call, dtype: torch.dtype, tensors: dict[str, Any] | None = None)
     for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
         named[name] = torch.zeros_like(leaf) if grad is None else grad
     return named
+
+
+def weights_and_truth(
+    device: Device, call: Call, dtype: torch.dtype, average: bool, tensors: dict[str, Any] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights by the kernels, with their own lse, and by the equations in float64."""
+    given = dict(tensors or call.tensors(dtype))
+    lse = device.kernels.attention_forward(*given.values(), *call.numbers())[1]
+    exact = {n: t.double() if t is not None and t.is_floating_point() else t for n, t in given.items()}
+    right = attention(*exact.values(), *call.numbers())[1]
+    for each in (given, exact):
+        each.pop("value")
+    found = device.kernels.attention_weights(*given.values(), lse, *call.numbers(), average)
+    return {"weights": found}, {"weights": attention_weights(*exact.values(), right, *call.numbers(), average)}
 
 
 def assert_right(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:

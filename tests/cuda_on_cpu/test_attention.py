@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers import FLAG, SEED, assert_same_bits, drawn
 
-from .attentions import GRADIENTS, MASKS, Call, assert_right, run, truth
+from .attentions import GRADIENTS, MASKS, Call, assert_right, run, truth, weights_and_truth
 
 FEATURES = {
     "batch": (1, 2),
@@ -177,3 +177,46 @@ def test_empty(device, dtype, empty):
     call = Call(**{"mask": "one float for all rows", empty: 0})
     device.configure(0)
     assert_right(run(device, call, dtype), truth(call, dtype), dtype)
+
+
+def check_weights(device, call: Call, dtype: torch.dtype, average: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+    device.configure(seed)
+    found, right = weights_and_truth(device, call, dtype, average)
+    assert_right(found, right, dtype)
+    return found
+
+
+@pytest.mark.parametrize("average", FLAG, ids=["heads", "average"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW], ids=str)
+@drawn(12, of=Call, **(FEATURES | SMALL))
+def test_weights_equal_their_equations(device, dtype, average, case):
+    check_weights(device, case, dtype, average, case.seed)
+
+
+@pytest.mark.parametrize("average", FLAG, ids=["heads", "average"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@drawn(3, of=Call, **(FEATURES | LARGE | {"groups": (1, 1), "heads_of_group": (1, 2)}))
+def test_weights_over_several_tiles(device, dtype, average, case):
+    """The bits are the same for every order of threads."""
+    assert_same_bits(*(check_weights(device, case, dtype, average, seed) for seed in range(2)))
+
+
+@pytest.mark.parametrize("average", FLAG, ids=["heads", "average"])
+@pytest.mark.parametrize("empty", ["batch", "groups", "rows", "keys", "depth"])
+def test_weights_of_nothing(device, average, empty):
+    found = check_weights(device, Call(**{"mask": "one float for all rows", empty: 0}), torch.bfloat16, average)
+    assert empty == "depth" or not found["weights"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_of_what_is_not_seen_are_zeros(device, dtype):
+    """Whatever lies there: beyond the lengths, and in a row that sees nothing."""
+    call = Call(1, 1, 2, 70, 140, 24, 24, mask="bool", lengths=True, right=0)
+    tensors = call.tensors(dtype)
+    tensors["row_lengths"][:], tensors["key_lengths"][:], tensors["mask"][0, :, 3] = 40, 50, False
+    tensors["query"][:, :, 40:], tensors["key"][:, :, 50:], tensors["value"][:, :, 50:] = [torch.nan] * 3
+    device.configure(0)
+    found, _ = weights_and_truth(device, call, dtype, False, tensors)
+    seen = torch.ones(70, 140, dtype=torch.bool).tril() & tensors["mask"][0]
+    seen[:, 40:], seen[:, :, 50:] = False, False
+    assert torch.equal(found["weights"][0] != 0, seen)

@@ -158,6 +158,51 @@ T load_coherent(const T* pointer) {
     return *pointer;
 }
 
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) : 16) Pack {
+    static_assert(kCount == 1 || sizeof(T) * kCount % 16 == 0);
+    using A = Accumulator<T>;
+    T stored[kCount];
+
+    A at(int i) const { return to_accumulator(stored[i]); }
+    static Pack of(const A (&values)[kCount]) {
+        Pack pack;
+        for (int i = 0; i < kCount; ++i) {
+            pack.stored[i] = to_storage<T>(values[i]);
+        }
+        return pack;
+    }
+};
+
+namespace detail {
+
+template <class T, int kCount>
+void check_pack(const T* pointer, const Place& place) {
+    if (reinterpret_cast<uintptr_t>(pointer) % alignof(Pack<T, kCount>) != 0) {
+        cuda_on_cpu::fail("not aligned to 16 bytes", place);
+    }
+}
+
+}  // namespace detail
+
+template <int kCount, class T>
+Pack<T, kCount> load_pack(const T* pointer, Place place = Place::current()) {
+    detail::check_pack<T, kCount>(pointer, place);
+    return *reinterpret_cast<const Pack<T, kCount>*>(pointer);
+}
+template <int kCount, class T>
+Pack<T, kCount> load_pack_once(const T* pointer, Place place = Place::current()) {
+    return load_pack<kCount>(pointer, place);
+}
+template <int kCount, class T>
+void store_pack(T* pointer, const Pack<T, kCount>& pack, Place place = Place::current()) {
+    detail::check_pack<T, kCount>(pointer, place);
+    *reinterpret_cast<Pack<T, kCount>*>(pointer) = pack;
+}
+
+template <class T, int kCount>
+void stay_packed(Pack<T, kCount>&) {}
+
 inline unsigned char* shared_memory() { return cuda_on_cpu::shared_memory(); }
 
 // Warps, blocks and the grid ----------------------------------------------------------------------------------------
