@@ -81,8 +81,10 @@ class Graph:
 
 
 def find_ninja() -> str | None:
-    """The ninja program: beside this interpreter, on the path, or in the installed `ninja` package. (Always the same one:
-    another version does not know the records of what is built.)"""
+    """The ninja program: beside this interpreter, on the path, or in the installed `ninja` package.
+
+    (Always the same one: another version may not know the records of what is built.)
+    """
     beside = Path(sys.executable).parent
     found = shutil.which("ninja", path=str(beside)) or shutil.which("ninja")
     if found is None and importlib.util.find_spec("ninja") is not None:

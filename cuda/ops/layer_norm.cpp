@@ -52,7 +52,8 @@ LayerNormBackwardResult gradients(const LayerNormGiven& given, const LayerNormSi
     const Tensor grad_total = call.empty(given.total.sizes());
     const Tensor grad_input = s.adds ? call.empty(given.total.sizes()) : call.empty({0});
     const auto wanted = [&](bool want, const OptionalTensor& parameter) {
-        return want && parameter ? at::empty(given.normalized_shape, parameter->options()) : at::empty({0}, options.dtype(s.sums));
+        return want && parameter ? at::empty(given.normalized_shape, parameter->options())
+                                 : at::empty({0}, options.dtype(s.sums));
     };
     const bool weight = given.need_weight && given.weight, bias = given.need_bias && given.bias;
     const Tensor grad_weight = wanted(weight, given.weight), grad_bias = wanted(bias, given.bias);

@@ -3,7 +3,8 @@ shapes without computing (fake), derivatives, and how vmap runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -157,31 +158,58 @@ class _Backward(Derivative):
 
 
 class _Weights(Derivative):
-    """All by the twin: weights that somebody looks at are there already, and are seldom differentiated."""
+    """Weights are there already when their gradient comes: dS = dW W, and what S is made of follows. Through a softcap
+    or a mean over heads the way back is by the twin."""
 
     op = weights_op
 
     def setup(self, ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
         ctx.numbers = args[7:]
-        ctx.save_for_backward(*args[:7])
+        ctx.by_twin = bool(args[8] or args[-1])
+        ctx.save_for_backward(*args[:7], None if ctx.by_twin else results[0])
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        given = list(ctx.saved_tensors)
+        *given, weights = ctx.saved_tensors
         found: list[Any] = [None] * (len(given) + len(ctx.numbers))
         if grads[0] is None:
             return found
-        places = [i for i in (0, 1, 2, 6) if needed[i]]
+        by = self._by_twin if ctx.by_twin else self._by_weights
+        for i, gradient in by(ctx, [i for i in (0, 1, 2, 6) if needed[i]], given, weights, grads[0]):
+            found[i] = gradient
+        return found
 
+    @staticmethod
+    def _by_weights(
+        ctx: Any, places: list[int], given: list[Any], weights: Tensor, grad: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        query, key, mask, *_, lse = given
+        scale = 1 / math.sqrt(max(query.shape[3], 1)) if ctx.numbers[0] is None else ctx.numbers[0]
+        slopes = grad.to(lse.dtype) * weights.to(lse.dtype)
+        batch, heads, rows, depth = query.shape
+        groups, keys = key.shape[1], key.shape[2]
+        # a group's heads, one below another
+        together = slopes.reshape(batch, groups, heads // max(groups, 1) * rows, keys)
+        if 0 in places:
+            yield 0, (scale * (together @ key.to(lse.dtype))).reshape(query.shape).to(query.dtype)
+        if 1 in places:
+            of_group = query.to(lse.dtype).reshape(batch, groups, heads // max(groups, 1) * rows, depth)
+            yield 1, (scale * (together.transpose(2, 3) @ of_group)).to(key.dtype)
+        if 2 in places:
+            yield 2, slopes.sum_to_size(mask.shape).to(mask.dtype)
+        if 6 in places:
+            yield 6, -slopes.sum(-1)
+
+    @staticmethod
+    def _by_twin(
+        ctx: Any, places: list[int], given: list[Any], _weights: Tensor, grad: Tensor
+    ) -> Iterator[tuple[int, Any]]:
         def function(operands: list[Any]) -> tuple[Tensor, ...]:
             args = list(given)
             for i, operand in zip(places, operands, strict=True):
                 args[i] = operand
             return (attention_weights(*args, *ctx.numbers),)
 
-        gradients = TwinGradient(function, [given[i] for i in places], grads).first()
-        for i, gradient in zip(places, gradients, strict=True):
-            found[i] = gradient
-        return found
+        return zip(places, TwinGradient(function, [given[i] for i in places], [grad]).first(), strict=True)
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return attention_weights(*args)

@@ -42,6 +42,7 @@ def dot_attention(
         memory: h, the encoder's states, [B, S, E].
         query_weight: W_a, [A, D]; None for none.
         memory_weight: U_a, [A, E]; None for none.
+        scale: of the scores, which grow with A: 1, or :math:`1 / \sqrt A` as in scaled dot-product attention.
         keys: U_a h, [B, S, A], if it is at hand from an earlier call; `memory_weight` is not used then.
         mask: of bool, broadcast to [B, L, S]: true where a state of the decoder sees one of the encoder.
         lengths: [B] of integers: how many states of the encoder each example has.

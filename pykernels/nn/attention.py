@@ -116,7 +116,8 @@ class DotAttention(nn.Module):
         memory_size: of an encoder's state h.
         attention_size: of what is multiplied, W_a d and U_a h; `memory_size` by default.
         batch_first: d and h are [B, L, D] and [B, S, E] instead of [L, B, D] and [S, B, E], as in torch's modules.
-        scale: of the scores.
+        scale: of the scores, which grow with `attention_size`; its inverse root makes them those of scaled dot-product
+            attention.
 
     Parameters: `query_weight` W_a [A, D] and `memory_weight` U_a [A, E], at first uniform after Glorot and Bengio.
 

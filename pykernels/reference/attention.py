@@ -287,6 +287,8 @@ def _window(window: Window | None, causal: bool) -> tuple[int, int]:
 def _lengths(lengths: Tensor | None, query: Tensor) -> Tensor | None:
     if lengths is None:
         return None
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths: expected a tensor of one dimension of integers, got {lengths!r}")
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() != 1:
         raise ValueError(f"lengths: expected one dimension of integers, got {lengths.dtype} {list(lengths.shape)}")
     return lengths.to(device=query.device, dtype=torch.int64)

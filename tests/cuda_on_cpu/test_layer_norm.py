@@ -208,10 +208,10 @@ def test_a_seed_and_a_probability_of_zero_or_one(device, dropout):
     device.configure(0)
     input, residual = torch.randn(3, 2, 40).unbind(1)
     seed = torch.tensor([7])
-    _, total, stats = device.kernels.layer_norm_forward(input, residual, None, None, seed, dropout, 1e-5)
+    _, total, stats = device.kernels.layer_norm_forward(input, residual, None, None, seed, [40], dropout, 1e-5)
     assert torch.equal(total, input + residual if dropout == 0 else residual)
     grads = device.kernels.layer_norm_backward(
-        None, residual, total, stats, None, None, seed, dropout, 1e-5, True, True
+        None, residual, total, stats, None, None, seed, [40], dropout, 1e-5, True, True
     )
     assert torch.equal(grads[0], residual) and torch.equal(grads[1], residual * (1 - dropout))
 
@@ -224,8 +224,8 @@ def test_what_is_not_needed_is_empty(device, columns, need):
     whole = run(device, call, torch.float32)
     tensors = call.tensors(torch.float32)
     grads = device.kernels.layer_norm_backward(
-        *call.gradients(torch.float32), whole["total"], whole["stats"], tensors["weight"], tensors["bias"], None, 0.0,
-        1e-5, *need,
+        *call.gradients(torch.float32), whole["total"], whole["stats"], tensors["weight"], tensors["bias"], None,
+        [columns], 0.0, 1e-5, *need,
     )  # fmt: skip
     for wanted, grad, name in zip(need, grads[2:], ("grad weight", "grad bias"), strict=True):
         assert torch.equal(grad, whole[name] if wanted else torch.empty(0))

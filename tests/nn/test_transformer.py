@@ -1,4 +1,4 @@
-"""The transformer layers beside torch's: values, gradients, torch's stacks, parts replaced, dropout, memory, tools."""
+"""The transformer layers beside torch's: values, gradients, torch's stacks, memory, tools."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import math
 import pickle
-import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -18,125 +16,14 @@ from torch.func import functional_call, stack_module_state, vmap
 import pykernels
 from tests.functional.attention_cases import assert_equal
 from tests.functional.compiling import compiled, forget_what_was_compiled
-from tests.helpers import LOW, SEED, assert_no_worse, assert_same_bits, distance, drawn, outcome, python, with_gradients
+from tests.helpers import LOW, assert_no_worse, assert_same_bits, distance, drawn, python, with_gradients
 
-assert forget_what_was_compiled  # around every test
+from .transformer_layers import FLAG, NAMES, SPACE, Layer, every_layer, pair, paths, slow_path
+
+assert forget_what_was_compiled and paths and slow_path  # around tests
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Support for mismatched", "ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor"
 )
-FLAG = [False, True]
-NAMES = ("TransformerEncoderLayer", "TransformerDecoderLayer")
-every_layer = pytest.mark.parametrize("name", NAMES)
-
-
-@pytest.fixture(params=[False, True], ids=["slow_path", "fast_path"])
-def paths(request):
-    """Both of torch's ways of computing."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(request.param)
-    yield request.param
-    torch.backends.mha.set_fastpath_enabled(before)
-
-
-@pytest.fixture
-def slow_path():
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(before)
-
-
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "callable": torch.tanh, "module": nn.SiLU()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One problem: modules, inputs and masks follow from these fields."""
-
-    name: str = NAMES[0]
-    norm_first: bool = False
-    batch_first: bool = True
-    bias: bool = True
-    activation: str = "relu"
-    training: bool = True
-    unbatched: bool = False
-    mask: str = "none"  # or "bool", "float", "causal"
-    padding: str = "none"  # or "bool", "float"
-    heads: int = 2
-    rows: int = 5
-    keys: int = 7
-    dropout: float = 0.0
-    seed: int = 0
-
-    def make(self, where: Any, dtype: torch.dtype = torch.float64, device: Any = "cpu", **options: Any) -> Any:
-        torch.manual_seed(self.seed)
-        given = {"batch_first": self.batch_first, "norm_first": self.norm_first, "bias": self.bias, **options}
-        module = getattr(where, self.name)(
-            4 * self.heads, self.heads, 16, self.dropout, ACTIVATIONS[self.activation], **given
-        )
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape)) if "bias" in name or "norm" in name else None
-        return module.to(device, dtype).train(self.training)
-
-    def inputs(self, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> dict[str, torch.Tensor]:
-        draw, made = torch.Generator().manual_seed(self.seed + 1), {}
-        for name, length in (("x", self.rows), ("memory", self.keys))[: 1 + ("Decoder" in self.name)]:
-            shape = [length, 4 * self.heads]
-            shape.insert(0 if self.batch_first else 1, 3) if not self.unbatched else None
-            made[name] = torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype).requires_grad_()
-        return made
-
-    def options(self, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> dict[str, Any]:
-        draw, found = torch.Generator().manual_seed(self.seed + 2), {}
-        lengths = [("tgt", self.rows), ("memory", self.keys)] if "Decoder" in self.name else [("src", self.rows)]
-
-        def of(kind, hidden):
-            added = torch.zeros(hidden.shape, dtype=dtype)
-            return (hidden if kind == "bool" else added.masked_fill(hidden, -math.inf)).to(device)
-
-        for who, keys in lengths:
-            hidden = torch.rand(self.rows, keys, generator=draw) > 0.6
-            hidden[:, 0] = False
-            if self.mask == "causal" and who != "memory":
-                found[f"{who}_mask"] = of("float", torch.ones(self.rows, keys).triu(1) > 0)
-                found["is_causal" if who == "src" else "tgt_is_causal"] = True
-            elif self.mask != "none":
-                found[f"{who}_mask"] = of(self.mask, hidden)
-            if self.padding != "none":
-                limits = torch.tensor([keys, max(1, keys // 2), 1])[: 1 if self.unbatched else 3, None]
-                beyond = torch.arange(keys) >= limits
-                found[f"{who}_key_padding_mask"] = of(self.padding, beyond[0] if self.unbatched else beyond)
-        return found
-
-    def run(self, module: Any, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> dict[str, torch.Tensor]:
-        leaves = self.inputs(dtype, device)
-        torch.manual_seed(self.seed)
-        y = module(*leaves.values(), **self.options(dtype, device))
-        return with_gradients({"y": y}, leaves | dict(module.named_parameters()))
-
-
-def pair(case: Layer, dtype: torch.dtype = torch.float64, device: Any = "cpu", **options: Any) -> tuple[Any, Any]:
-    ours, theirs = (case.make(where, dtype, device, **options) for where in (pykernels, nn))
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
-SPACE: dict[str, Any] = {
-    "name": list(NAMES),
-    "norm_first": FLAG,
-    "batch_first": FLAG,
-    "bias": FLAG,
-    "activation": list(ACTIVATIONS),
-    "training": FLAG,
-    "unbatched": [False, False, True],
-    "mask": ["none", "bool", "float", "causal"],
-    "padding": ["none", "bool", "float"],
-    "heads": (1, 3),
-    "rows": [1, 5, 17],
-    "keys": [1, 7, 20],
-    "seed": SEED,
-}
 
 
 # -- construction and values ------------------------------------------------------------------------------------------
@@ -258,165 +145,6 @@ def test_nested_input(device):
     assert found.is_nested
     for ours, part in zip(found.unbind(), parts, strict=True):
         torch.testing.assert_close(ours, layer(part))
-
-
-# -- parts that are replaced or watched -------------------------------------------------------------------------------
-PARTS = {NAMES[0]: ["norm1", "norm2", "dropout", "dropout1", "dropout2", "linear1", "linear2", "self_attn"],
-         NAMES[1]: ["norm1", "norm2", "norm3", "dropout", "dropout1", "dropout2", "dropout3", "linear1", "linear2",
-                    "self_attn", "multihead_attn"]}  # fmt: skip
-every_part = pytest.mark.parametrize("name, part", [(name, part) for name in NAMES for part in PARTS[name]])
-HOOKS = ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
-         "register_full_backward_pre_hook"]  # fmt: skip
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_part
-def test_hooks_are_called(device, name, part, norm_first):
-    case = Layer(name, norm_first, dropout=0.1)
-    for register in HOOKS:
-        module, seen = case.make(pykernels, device=device), []
-        getattr(getattr(module, part), register)(lambda *a, s=seen: s.append(a[0]))
-        case.run(module, device=device)
-        assert seen == [getattr(module, part)], register
-    module, plain = case.make(pykernels, device=device).eval(), case.make(pykernels, device=device).eval()
-    getattr(module, part).register_forward_hook(lambda m, a, out: (0 * out[0], None) if "attn" in part else 0 * out)
-    assert not torch.equal(case.run(module, device=device)["y"], case.run(plain, device=device)["y"])
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_layer
-def test_global_hooks_are_called(device, name, norm_first):
-    """Those of profilers and module trackers, for every part as often as in torch's layer."""
-    case, found = Layer(name, norm_first, dropout=0.1), []
-    for module in pair(case, device=device):
-        names, seen = {m: n for n, m in module.named_modules()}, []
-        handle = nn.modules.module.register_module_forward_hook(lambda m, *_, n=names, s=seen: s.append(n.get(m)))
-        case.run(module, device=device)
-        handle.remove()
-        found.append(seen)
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_layer
-def test_a_part_whose_forward_is_replaced(device, name, norm_first):
-    """On the instance, as offloading and quantising libraries do."""
-    case, found = Layer(name, norm_first), []
-    for module in pair(case, device=device):
-        for part in ("norm1", "dropout1", "norm2", "dropout2"):
-            inner = getattr(module, part)
-            inner.forward = lambda x, f=inner.forward: 2 * f(x)
-        found.append(case.run(module, device=device))
-    assert_equal(*found, 1e-10)
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_layer
-def test_other_norms_and_dropouts(device, name, norm_first):
-    found, case = [], Layer(name, norm_first)
-    for module in pair(case, device=device):
-        module.norm1 = nn.RMSNorm(8, device=device, dtype=torch.float64)
-        module.norm2 = pykernels.LayerNorm(8, bias=False, device=device, dtype=torch.float64)
-        module.dropout1, module.dropout2 = nn.Identity(), nn.Threshold(0.1, -1.0)
-        nn.utils.parametrizations.weight_norm(module.linear1)
-        nn.utils.parametrize.register_parametrization(module.norm2, "weight", nn.Softplus())
-        found.append(case.run(module, device=device))
-    assert_equal(*found, 1e-10)
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@pytest.mark.parametrize("name, block", [(NAMES[0], "_sa_block"), (NAMES[0], "_ff_block"), (NAMES[1], "_sa_block"),
-                                         (NAMES[1], "_mha_block"), (NAMES[1], "_ff_block")])  # fmt: skip
-def test_own_blocks_are_called(device, name, norm_first, block):
-    """Of a subclass, and on the instance."""
-    found, case = [], Layer(name, norm_first, mask="bool", padding="bool")
-
-    for where in (pykernels, nn):
-        kind = getattr(where, name)
-        module = case.make(where, device=device)
-        of_class = getattr(kind, block)
-        own = lambda self, x, *a, f=of_class, **k: 2 * f(self, x.sin(), *a, **k)  # noqa: E731
-        module.__class__ = type("Own", (kind,), {block: own})
-        found.append(case.run(module, device=device))
-        module = case.make(where, device=device)
-        of_instance = getattr(module, block)
-        setattr(module, block, lambda x, *a, f=of_instance, **k: 2 * f(x.sin(), *a, **k))
-        assert_equal(case.run(module, device=device), found[-1])
-    assert_equal(*found, 1e-10)
-
-
-# -- errors -----------------------------------------------------------------------------------------------------------
-X = torch.randn(3, 5, 8)
-WRONG = {
-    "mask of int": {"src_mask": torch.zeros(5, 5, dtype=torch.int64)},
-    "padding of int": {"src_key_padding_mask": torch.zeros(3, 5, dtype=torch.int64)},
-    "mask's shape": {"src_mask": torch.zeros(5, 6)},
-    "padding's shape": {"src_key_padding_mask": torch.zeros(3, 6)},
-    "hint alone": {"is_causal": True},
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_errors_are_torchs(cpu_only, what):
-    found = [outcome(lambda m=m: m(X, **WRONG[what])) for m in pair(Layer(training=False), torch.float32)]
-    assert found[0] == found[1] and found[0] is not None
-    if "is_causal" not in WRONG[what]:
-        rename = {"src_mask": "tgt_mask", "src_key_padding_mask": "memory_key_padding_mask"}
-        given = {rename[n]: m for n, m in WRONG[what].items()}
-        found = [outcome(lambda m=m: m(X, X, **given)) for m in pair(Layer(NAMES[1]), torch.float32)]
-        assert found[0] == found[1] and found[0] is not None
-
-
-def test_mismatched_masks_warn_as_in_torch(cpu_only):
-    found = []
-    for module in pair(Layer(), torch.float32):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            module(X, torch.zeros(5, 5), torch.zeros(3, 5) > 0)
-        found.append({(w.category, str(w.message)) for w in said})
-    assert found[0] == found[1] and found[0]
-
-
-# -- dropout ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_layer
-def test_dropout_while_training(device, name, norm_first):
-    """Mean and variance are those of torch's layer; the same seed gives the same; none in eval."""
-    case = Layer(name, norm_first, activation="gelu", dropout=0.3)
-    ours, theirs = pair(case, device=device)
-    inputs = [t.detach() for t in case.inputs(device=device).values()]
-    torch.manual_seed(3)
-    first, second = ours(*inputs), ours(*inputs)
-    torch.manual_seed(3)
-    assert torch.equal(ours(*inputs), first) and not torch.equal(first, second)
-    torch.testing.assert_close(ours.eval()(*inputs), theirs.eval()(*inputs))
-    many = [torch.stack([m.train()(*inputs) for _ in range(600)]).detach() for m in (ours, theirs)]
-    means, variances = ([function(0) for function in (getattr(m, f) for m in many)] for f in ("mean", "var"))
-    assert ((means[0] - means[1]).abs() < 6 * ((variances[0] + variances[1]) / 600).sqrt()).all()
-    assert abs(float((variances[0].mean() / variances[1].mean()).log())) < 0.1
-
-
-@pytest.mark.parametrize("norm_first", FLAG)
-@every_layer
-def test_gradients_with_dropout_are_those_of_differences(device, name, norm_first):
-    case = Layer(name, norm_first, activation="gelu", dropout=0.3, rows=3, keys=4)
-    module, leaves = case.make(pykernels, device=device), case.inputs(device=device)
-    operands = leaves | dict(module.named_parameters())
-
-    def loss():
-        torch.manual_seed(4)
-        y = module(*leaves.values())
-        return (y * torch.linspace(-1, 1, y.numel()).to(y).view(y.shape)).sum()
-
-    gradients = torch.autograd.grad(loss(), list(operands.values()))
-    with torch.no_grad():
-        for (label, operand), gradient in zip(operands.items(), gradients, strict=True):
-            direction, step, ends = torch.randn_like(operand), 1e-6, []
-            for sign in (1, -2, 1):
-                operand.add_(direction, alpha=sign * step)
-                ends.append(loss())
-            expected = (ends[0] - ends[1]) / (2 * step)
-            torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-6, msg=label)
 
 
 # -- tools of torch ---------------------------------------------------------------------------------------------------
