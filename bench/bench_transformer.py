@@ -48,7 +48,7 @@ def norms(shape: tuple[int, int], grad: bool) -> tuple[list[Tensor], dict[str, C
 def test_layer_norm(shape, compare):
     given, works = norms(shape, False)
     work = Work(0.0, 4.0 * given[0].nbytes)
-    compare("layer-norm", "N{} D{}".format(*shape), works, grad=False, work=work, why=WHY)
+    compare("layer-norm", "N{} D{}".format(*shape), works, grad=False, work=work, target=1.0, why=WHY)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -65,7 +65,7 @@ def test_layer_norm_training(shape, dropout, compare):
     steps = {name: backward_of(call, (x, r, w, b), grad) for name, call in works.items()}
     label = "N{} D{}".format(*shape) + (" dropout" if dropout else "")
     work = Work(0.0, (8.0 if dropout else 7.0) * x.nbytes)
-    compare("layer-norm-training", label, steps, grad=True, work=work, why=WHY)
+    compare("layer-norm-training", label, steps, grad=True, work=work, target=1.0, why=WHY)
 
 
 def backward_of(call: Callable[[], Tensor], leaves: Any, grad: Tensor) -> Callable[[], object]:
@@ -105,7 +105,7 @@ def test_transformer_inference(shape, compare):
     works = {"ours": lambda: mine(x), "torch": lambda: theirs(x)}
     with torch.no_grad():
         check_same(works["ours"](), works["torch"]())
-    compare("transformer-inference", label_of(shape), works, grad=False, work=layer_work(shape, False), why=WHY)
+    compare("transformer-inference", label_of(shape), works, grad=False, work=layer_work(shape, False), target=1.0, why=WHY)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -119,7 +119,7 @@ def test_transformer_training(shape, dropout, compare):
     calls: dict[str, Callable[[], Tensor]] = {"ours": lambda: mine(x), "torch": lambda: theirs(x)}
     steps = {name: backward_of(call, [x, *_of(name, mine, theirs)], grad) for name, call in calls.items()}
     label = label_of(shape, "dropout" if dropout else "")
-    compare("transformer-training", label, steps, grad=True, work=layer_work(shape, True), why=WHY)
+    compare("transformer-training", label, steps, grad=True, work=layer_work(shape, True), target=1.0, why=WHY)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -145,7 +145,7 @@ def test_attention_weights(shape, training, compare):
         works = {name: backward_of(call, [x, *_of(name, mine, theirs)], grad) for name, call in calls.items()}
         work = Work(3 * linear + 7 * product, 2 * work.memory_bytes)
     label = label_of(shape, "training" if training else "")
-    compare("attention-weights", label, works, grad=training, work=work, why=WHY)
+    compare("attention-weights", label, works, grad=training, work=work, target=1.0, why=WHY)
 
 
 def _of(name: str, mine: nn.Module, theirs: nn.Module) -> list[nn.Parameter]:

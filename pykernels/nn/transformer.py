@@ -93,7 +93,13 @@ class _Layer(nn.Module):
         return self.self_attn(x, x, x, key_padding_mask, False, attn_mask, is_causal=is_causal)[0]  # type: ignore[operator]
 
     def _ff_block_without_dropout(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))  # type: ignore[operator]
+        layer: Any = self
+        x = layer.linear1(x)
+        if layer.activation is F.relu and _is_plain(layer.linear1, nn.Linear):
+            x = x.relu_()  # nobody else has it
+        else:
+            x = layer.activation(x)
+        return layer.linear2(layer.dropout(x))
 
 
 class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
