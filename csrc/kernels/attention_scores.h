@@ -161,13 +161,16 @@ class ScoreRow {
                 if (!chosen[(first + j) * mask_.key_stride]) scores[j] = -std::numeric_limits<Acc>::infinity();
         }
     }
-    // Makes -inf of what is not seen among the keys from `first` on.
+    // Makes -inf of what is not seen among the keys from `first` on; whole vectors. (Single values stored into a vector
+    // would have to reach the cache before it can be loaded.)
     void hide(Acc* scores, int64_t first, int64_t count) const {
-        constexpr Acc nothing = -std::numeric_limits<Acc>::infinity();
         const int64_t begin = std::clamp<int64_t>(seen.begin - first, 0, count);
         const int64_t end = std::clamp<int64_t>(seen.end - first, begin, count);
-        std::fill(scores, scores + begin, nothing);
-        std::fill(scores + end, scores + count, nothing);
+        const V nothing(-std::numeric_limits<Acc>::infinity()), lane = V::arange(Acc(0), Acc(1));
+        for (int64_t j = 0; j < begin; j += width)
+            V::blendv(V::loadu(scores + j), nothing, lane < V(static_cast<Acc>(begin - j))).store(scores + j);
+        for (int64_t j = end / width * width; j < count; j += width)
+            V::blendv(nothing, V::loadu(scores + j), lane < V(static_cast<Acc>(end - j))).store(scores + j);
     }
     // What dropout multiplies the weights of the keys from `first` on by.
     void dropout(Acc* factors, int64_t first, int64_t count) const {
@@ -202,6 +205,7 @@ struct Running {
     template <typename Put>
     [[gnu::always_inline]] Acc add(const Acc* scores, int64_t count, Acc factor, const Acc* factors, const Put& put) {
         const Acc here = largest(scores, count), before = highest;
+        const bool empty = total == 0;
         highest = here <= before ? before : here;  // not a number stays
         // The difference first: of large scores a fused product would leave what rounding took.
         const V base(highest == kNothing ? Acc(0) : highest), by(factor * static_cast<Acc>(kLog2E));
@@ -214,7 +218,7 @@ struct Running {
         int64_t j = 0;
         for (; j + 2 * width <= count; j += 2 * width) put(j, weigh(j, 0), weigh(j + width, 1));
         if (j < count) put(j, weigh(j, 0), V(Acc(0)));
-        const Acc down = shrink(before, highest, factor);
+        const Acc down = empty ? Acc(1) : shrink(before, highest, factor);  // (there is nothing to scale down)
         total = total * down + sum_of_lanes(sum[0] + sum[1]);
         return down;
     }
