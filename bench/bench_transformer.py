@@ -105,7 +105,8 @@ def test_transformer_inference(shape, compare):
     works = {"ours": lambda: mine(x), "torch": lambda: theirs(x)}
     with torch.no_grad():
         check_same(works["ours"](), works["torch"]())
-    compare("transformer-inference", label_of(shape), works, grad=False, work=layer_work(shape, False), target=1.0, why=WHY)
+    work = layer_work(shape, False)
+    compare("transformer-inference", label_of(shape), works, grad=False, work=work, target=1.0, why=WHY)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

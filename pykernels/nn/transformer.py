@@ -3,6 +3,7 @@ with its dropout and the layer norm after it in one pass."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,6 +120,7 @@ class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
     Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
     """
 
+    @functools.wraps(nn.TransformerEncoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.self_attn = MultiheadAttention.taking_over(self.self_attn)
@@ -164,6 +166,7 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
     Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
     """
 
+    @functools.wraps(nn.TransformerDecoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.self_attn = MultiheadAttention.taking_over(self.self_attn)
