@@ -1,6 +1,4 @@
-"""Rows of layer norm with a residual, of transformer layers, and of multi-head attention that shows its weights,
-against torch's.
-"""
+"""Rows of transformer layers, and of multi-head attention that shows its weights, against torch's."""
 
 from __future__ import annotations
 
@@ -9,67 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import ours
-from bench.layers import check_same
+from bench.layers import backward_of, check_same
 from bench.limits import Work
 
-ROWS = [(512, 64), (2048, 512), (1000, 768), (8192, 1024)]
 LAYERS = [(4, 512, 512, 8), (16, 64, 256, 8), (1, 2048, 512, 8), (32, 128, 256, 4)]  # batch, length, columns, heads
 WIDER = 4  # the perceptron's columns over the layer's
 WHY = {
-    "layer-norm": "a call's own cost where the rows are few; memory where they are many",
-    "layer-norm-training": "the same; the gradients of weight and bias are summed in runs of 64 rows",
     "transformer-inference": "the linear layers, which are torch's in both, take most of the time",
     "transformer-training": "the linear layers and the perceptron's dropout are torch's in both",
     "attention-weights": "the scores are computed twice, so as not to be stored",
 }
 
-rows = pytest.mark.parametrize("shape", ROWS, ids=lambda shape: "N{}-D{}".format(*shape))
 layers = pytest.mark.parametrize("shape", LAYERS, ids=lambda shape: "B{}-L{}-E{}-H{}".format(*shape))
-
-
-def norms(shape: tuple[int, int], grad: bool) -> tuple[list[Tensor], dict[str, Callable[[], Tensor]]]:
-    torch.manual_seed(sum(shape))
-    x, r = (torch.randn(shape, requires_grad=grad) for _ in range(2))
-    w, b = (torch.randn(shape[1], requires_grad=grad) for _ in range(2))
-    norm = ours.library().functional.layer_norm
-    works = {
-        "ours": lambda: norm(x, shape[1:], w, b, residual=r),
-        "torch": lambda: F.layer_norm(x + r, shape[1:], w, b),
-    }
-    check_same(works["ours"](), works["torch"]())
-    return [x, r, w, b], works
-
-
-@rows
-def test_layer_norm(shape, compare):
-    given, works = norms(shape, False)
-    work = Work(0.0, 4.0 * given[0].nbytes)
-    compare("layer-norm", "N{} D{}".format(*shape), works, grad=False, work=work, target=1.0, why=WHY)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@rows
-def test_layer_norm_training(shape, dropout, compare):
-    (x, r, w, b), works = norms(shape, True)
-    if dropout:
-        norm = ours.library().functional.layer_norm
-        works = {
-            "ours": lambda: norm(x, shape[1:], w, b, residual=r, dropout_p=dropout),
-            "torch": lambda: F.layer_norm(F.dropout(x, dropout) + r, shape[1:], w, b),
-        }
-    grad = torch.randn(shape)
-    steps = {name: backward_of(call, (x, r, w, b), grad) for name, call in works.items()}
-    label = "N{} D{}".format(*shape) + (" dropout" if dropout else "")
-    work = Work(0.0, (8.0 if dropout else 7.0) * x.nbytes)
-    compare("layer-norm-training", label, steps, grad=True, work=work, target=1.0, why=WHY)
-
-
-def backward_of(call: Callable[[], Tensor], leaves: Any, grad: Tensor) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(call(), leaves, grad)
 
 
 def layer_work(shape: tuple[int, int, int, int], training: bool) -> Work:

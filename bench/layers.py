@@ -81,6 +81,10 @@ def check_same(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-4
         raise RuntimeError(f"[bench] expected the same result to {tolerance:g}, got a difference of {error:.2e}")
 
 
+def backward_of(call: Callable[[], torch.Tensor], leaves: Any, grad: torch.Tensor) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(call(), leaves, grad)
+
+
 def training_step(
     module: torch.nn.Module, x: torch.Tensor | PackedSequence, grad_output: torch.Tensor
 ) -> Callable[[], None]:

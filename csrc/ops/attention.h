@@ -1,8 +1,10 @@
 // Contract of the attention operators, for every backend.
 //
-// query      [B, H, L, E], key [B, G, S, E], value [B, G, S, F] with H a multiple of G: query head h reads head h / (H
-// / G) mask       none, or of the query's dtype (added to the scores) or bool (true: is seen), broadcast to [B, H, L,
-// S] row_lengths, key_lengths
+// query      [B, H, L, E]
+// key, value [B, G, S, E] and [B, G, S, F] with H a multiple of G: query head h reads head h / (H / G)
+// mask       none, or of the query's dtype or float32 (added to the scores) or bool (true: is seen), broadcast to
+//            [B, H, L, S]
+// row_lengths, key_lengths
 //            none, or int64 [B] on the query's device: of each example only so many rows and keys are there
 // seed       none (no dropout), or one int64 on the CPU: the key of the random numbers
 // scale, softcap
@@ -12,9 +14,8 @@
 //            the example's number of keys less that of its rows
 //
 // out        [B, H, L, F], laid out as [B, L, H, F] or [L, B, H, F] if the query is; zeros for a row that sees nothing
-// lse        [B, H, L]: logarithm of the sum of exponentials, -inf for a row that sees nothing; float32, or float64 as
-// the
-//            query
+// lse        [B, H, L]: logarithm of the sum of exponentials, -inf for a row that sees nothing; float32, or
+//            float64 as the query
 //
 // Weights are asked for apart, with the lse of a forward of the same arguments:
 // weights    [B, H, L, S]: exp(score - lse) times dropout's factor, of the query's dtype; zeros for a row that sees

@@ -158,23 +158,28 @@ class _Backward(Derivative):
 
 
 class _Weights(Derivative):
-    """Weights are there already when their gradient comes: dS = dW W, and what S is made of follows. Through a softcap
-    or a mean over heads the way back is by the twin."""
+    """Weights are there already when their gradient comes (those of the single heads, where the mean was wanted, are
+    found again): dS = dW W, and what S is made of follows. Through a softcap the way back is by the twin."""
 
     op = weights_op
 
     def setup(self, ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
         ctx.numbers = args[7:]
-        ctx.by_twin = bool(args[8] or args[-1])
-        ctx.save_for_backward(*args[:7], None if ctx.by_twin else results[0])
+        ctx.by_twin, ctx.average = bool(args[8]), args[-1]
+        ctx.save_for_backward(*args[:7], None if ctx.by_twin or ctx.average else results[0])
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
         *given, weights = ctx.saved_tensors
         found: list[Any] = [None] * (len(given) + len(ctx.numbers))
         if grads[0] is None:
             return found
+        grad = grads[0]
+        if ctx.average and not ctx.by_twin:
+            heads = given[0].shape[1]
+            weights = weights_op(*given, *ctx.numbers[:-1], False)
+            grad = (grad / max(heads, 1)).unsqueeze(1).expand(-1, heads, -1, -1)
         by = self._by_twin if ctx.by_twin else self._by_weights
-        for i, gradient in by(ctx, [i for i in (0, 1, 2, 6) if needed[i]], given, weights, grads[0]):
+        for i, gradient in by(ctx, [i for i in (0, 1, 2, 6) if needed[i]], given, weights, grad):
             found[i] = gradient
         return found
 

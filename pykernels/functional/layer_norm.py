@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.layer_norm import check_shapes, draw_seed
+from ..reference.layer_norm import check_shapes, dropout_seed
 from . import _dispatch, _layer_norm_ops
 from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_grad
 
@@ -109,7 +109,7 @@ def layer_norm(
     if residual is not None and residual.dtype != input.dtype:
         dtype = torch.promote_types(input.dtype, residual.dtype)
         input, residual = input.to(dtype), residual.to(dtype)
-    tensors = input, residual, weight, bias, draw_seed(dropout_p) if dropout_p else None
+    tensors = input, residual, weight, bias, dropout_seed(dropout_p) if dropout_p else None
     out, total = _run(tensors, (normalized_shape, dropout_p, eps))
     return (out, total) if return_total else out
 

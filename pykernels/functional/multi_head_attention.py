@@ -66,7 +66,7 @@ def multi_head_attention_forward(
         y, like the query, and the weights or None: [N, L, S], or [N, H, L, S] without `average_attn_weights`.
 
     Raises:
-        AssertionError, RuntimeError: torch's, with torch's messages.
+        AssertionError, RuntimeError, ValueError: torch's, with torch's messages.
 
     Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762).
     """

@@ -52,6 +52,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`torch.nn.MultiheadAttention.forward`: the result, and the weights where they are wanted.
 
+        Query, key and value are [L, N, E], [S, N, kdim], [S, N, vdim], with `batch_first` [N, L, E] and so on, or
+        without N; the result is like the query, the weights [N, L, S] (or [N, H, L, S]).
         A nested tensor is taken for self-attention without masks and weights.
         """
         if query.is_nested or key.is_nested or value.is_nested:

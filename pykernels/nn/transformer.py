@@ -132,7 +132,8 @@ class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """As :meth:`torch.nn.TransformerEncoderLayer.forward`."""
+        """As :meth:`torch.nn.TransformerEncoderLayer.forward`: `src` is [L, N, E], with `batch_first` [N, L, E], or
+        [L, E]; the result is like it."""
         if src.is_nested:
             if src_mask is not None or src_key_padding_mask is not None:
                 raise AssertionError("src_key_padding_mask and src_mask are not supported with NestedTensor input")
@@ -183,7 +184,8 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """As :meth:`torch.nn.TransformerDecoderLayer.forward`."""
+        """As :meth:`torch.nn.TransformerDecoderLayer.forward`: `tgt` [L, N, E] and `memory` [S, N, E], or with
+        `batch_first` [N, L, E] and [N, S, E], or [L, E] and [S, E]; the result is like `tgt`."""
         over_memory = memory, memory_mask, memory_key_padding_mask, memory_is_causal
         blocks = [
             ("_sa_block", self.dropout1, self.norm1, (tgt_mask, tgt_key_padding_mask, tgt_is_causal)),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .random import LOW, philox
+from .random import LOW, draw_seed, philox
 
 __all__ = ["attention", "attention_keep", "attention_weights", "scaled_dot_product_attention"]
 
@@ -257,7 +257,7 @@ def arguments(
     row_lengths, key_lengths = lengths if isinstance(lengths, tuple) else (lengths, lengths)
     tensors = (
         query, key, value, attn_mask, _lengths(row_lengths, query), _lengths(key_lengths, query),
-        torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if dropout_p > 0 else None,
+        draw_seed() if dropout_p > 0 else None,
     )  # fmt: skip
     return tensors, (scale, softcap or 0.0, float(dropout_p), left, right, causal == "bottom-right"), shape
 

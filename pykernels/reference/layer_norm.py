@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .attention import attention_keep
+from .random import draw_seed
 
 __all__ = ["layer_norm", "layer_norm_total"]
 
@@ -100,18 +101,18 @@ def arguments(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The operator's input, residual and seed."""
     check_shapes(input, normalized_shape, weight, bias, residual)
-    seed = draw_seed(dropout_p)
+    seed = dropout_seed(dropout_p)
     if residual is not None and residual.dtype != input.dtype:
         dtype = torch.promote_types(input.dtype, residual.dtype)
         input, residual = input.to(dtype), residual.to(dtype)
     return input, residual, seed
 
 
-def draw_seed(dropout_p: float) -> Tensor | None:
+def dropout_seed(dropout_p: float) -> Tensor | None:
     """A key for dropout's random numbers from torch's generator; None where nothing is dropped."""
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
-    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if dropout_p > 0 else None
+    return draw_seed() if dropout_p > 0 else None
 
 
 def check_shapes(

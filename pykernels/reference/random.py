@@ -34,6 +34,11 @@ def philox(counter: Sequence[Tensor], key: tuple[Any, Any]) -> tuple[Tensor, ...
     return c0, c1, c2, c3
 
 
+def draw_seed() -> Tensor:
+    """A key for Philox, one int64 on the CPU, drawn from torch's generator."""
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu")
+
+
 def random_mask(
     like: Tensor, seed: Tensor, stream: int, size: Sequence[int], p: float, value: float = 1.0, as_bytes: bool = False
 ) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .random import random_mask
+from .random import draw_seed, random_mask
 from .recurrent import Layer
 from .variants import input_part_layer
 
@@ -98,7 +97,7 @@ def run_variant_layer(
     hidden, width = weight_hh.shape[0] // GATES[kind], weight_hh.shape[1]
     zoneout = variants.zoneout if training else ()
     random = training and (variants.weight_dropout > 0 or variants.recurrent_dropout > 0 or any(zoneout))
-    seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu") if random else None
+    seed = draw_seed() if random else None
 
     def dropout(stream: int, size: Sequence[int], p: float) -> Tensor:
         return mask(weight_hh, seed, stream, size, 1 - p, 1 / (1 - p) if p < 1 else 0.0)
