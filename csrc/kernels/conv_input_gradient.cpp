@@ -1,0 +1,122 @@
+// The gradient of a convolution's input: for each remainder of the strides, the gradient's patches times the weights of
+// the taps that touch it.
+#include "kernels/conv_weights.h"
+
+namespace pykernels {
+namespace {
+
+// One lattice's part; `grad_input` of A, in the shape's layout and extents.
+template <typename S>
+void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, const S* grad, const S* weight,
+                  S* grad_input) {
+    using Op = ProductOperandOf<S>;
+    std::vector<int64_t> taps;  // of the kernel, in the lattice's order
+    for (const int64_t d : lattice[0].tap)
+        for (const int64_t h : lattice[1].tap)
+            for (const int64_t w : lattice[2].tap) taps.push_back((d * s.dim[1].kernel + h) * s.dim[2].kernel + w);
+    const int64_t count = static_cast<int64_t>(taps.size()), all = s.taps();
+    if (!s.channels_last) {
+        const DepthChunks<Op> chunks(s.out_channels, count);
+        constexpr int per = Operand<Op>::kPerElement;
+        const auto rows = filled_rows<Op>(s.groups * s.in_channels, chunks.depth(), [&](int64_t row, auto* to) {
+            const int64_t group = row / s.in_channels, channel = row % s.in_channels;
+            for (int64_t i = 0; i < chunks.count; ++i) {
+                auto* at = to + chunks.offset(i) * per;
+                for (int64_t k = chunks.first(i); k < chunks.first(i + 1); ++k) {
+                    const S* from = weight + ((group * s.out_channels + k) * s.in_channels + channel) * all;
+                    for (const int64_t tap : taps) *at++ = static_cast<RowElement<Op>>(from[tap]);
+                }
+            }
+        });
+        const PlanarCall<S, Op> product{
+            lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, rows, nullptr,
+            false,   grad_input};
+        return PlanarProduct(product).run();
+    }
+    const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
+        const auto row = [&](int64_t k) {  // k = (tap, output channel)
+            const int64_t channel = group * s.out_channels + k % s.out_channels;
+            return weight + (channel * all + taps[k / s.out_channels]) * s.in_channels + column;
+        };
+        pack_as_rows<Op, S>(row, count * s.out_channels, used, padded, panel);
+    };
+    const RowsCall<S, Op, decltype(pack)> product{
+        lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, pack, nullptr,
+        false,   grad_input};
+    RowsProduct(product).run();
+}
+
+template <typename S>
+void all_lattices(const ConvShape& s, const S* grad, const S* weight, S* grad_input) {
+    for (const auto& d : gradient_lattices(s.dim[0]))
+        for (const auto& h : gradient_lattices(s.dim[1]))
+            for (const auto& w : gradient_lattices(s.dim[2]))
+                lattice_part(s, std::array<Lattice, 3>{d, h, w}, grad, weight, grad_input);
+}
+
+// Adds up what the pixels of a padded image have: each pixel's own, and that of its copies in the padding, in the order
+// of their positions.
+template <typename S>
+void fold_padding(const ConvShape& s, const std::array<int64_t, 3>& padded, const S* from, S* to) {
+    using Acc = Accumulator<S>;
+    const int64_t channels = s.groups * s.in_channels;
+    std::array<std::vector<std::vector<int64_t>>, 3> copies;  // positions of each pixel
+    for (int i = 0; i < 3; ++i) {
+        copies[i].resize(s.dim[i].input);
+        for (int64_t at = 0; at < padded[i]; ++at)
+            copies[i][pixel_at(at - s.dim[i].before, s.dim[i].input, s.mode)].push_back(at);
+    }
+    const int64_t inner = s.channels_last ? channels : 1, outer = s.channels_last ? 1 : channels;
+    const int64_t rows = outer * s.dim[0].input * s.dim[1].input;
+    parallel_region(
+        threads_for(static_cast<double>(rows) * s.dim[2].input * inner * 8, kConvGrain), [&](const Team& team) {
+            const Range own = share(rows, team.rank, team.size);
+            for (int64_t row = own.begin; row < own.end; ++row) {
+                const int64_t h = row % s.dim[1].input, d = row / s.dim[1].input % s.dim[0].input;
+                const int64_t channel = row / s.dim[1].input / s.dim[0].input;
+                for (int64_t w = 0; w < s.dim[2].input; ++w)
+                    for (int64_t i = 0; i < inner; ++i) {
+                        Acc sum(0);
+                        for (const int64_t at_d : copies[0][d])
+                            for (const int64_t at_h : copies[1][h])
+                                for (const int64_t at_w : copies[2][w])
+                                    sum += static_cast<Acc>(
+                                        from[(((channel * padded[0] + at_d) * padded[1] + at_h) * padded[2] + at_w) *
+                                                 inner +
+                                             i]);
+                        to[(row * s.dim[2].input + w) * inner + i] = static_cast<S>(sum);
+                    }
+            }
+        });
+}
+
+template <typename S>
+void input_gradient(const ConvInputGradient<S>& call) {
+    const ConvShape& s = call.shape;
+    if (s.mode == PaddingMode::Zeros) return all_lattices(s, call.grad, call.weight, call.grad_input);
+    // image by image, as if the padding were part of it
+    ConvShape one = s;
+    one.batch = 1;
+    one.mode = PaddingMode::Zeros;
+    std::array<int64_t, 3> padded;
+    for (int i = 0; i < 3; ++i) {
+        auto& d = one.dim[i];
+        padded[i] = d.input = std::max((d.output - 1) * d.stride + (d.kernel - 1) * d.dilation + 1, d.input + d.before);
+        d.before = 0;
+    }
+    const int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
+    const Buffer<S> image(channels * one.pixels());
+    for (int64_t n = 0; n < s.batch; ++n) {
+        all_lattices(one, call.grad + n * outputs * s.places(), call.weight, image.get());
+        fold_padding(s, padded, image.get(), call.grad_input + n * channels * s.pixels());
+    }
+}
+
+}  // namespace
+
+void conv_input_gradient(const ConvInputGradient<float>& call) { input_gradient(call); }
+void conv_input_gradient(const ConvInputGradient<double>& call) { input_gradient(call); }
+void conv_input_gradient(const ConvInputGradient<c10::BFloat16>& call) { input_gradient(call); }
+void conv_input_gradient(const ConvInputGradient<c10::Half>& call) { input_gradient(call); }
+
+}  // namespace pykernels

@@ -1,0 +1,102 @@
+// Weights as the products take them: rows of operands for planar patches, panels for rows of patches.
+#pragma once
+
+#include "kernels/conv_planar.h"
+#include "kernels/conv_rows.h"
+
+namespace pykernels {
+
+// What values of a storage type are multiplied as.
+template <typename S>
+struct ProductOperand {
+    using type = Accumulator<S>;
+};
+#ifdef __AVX512BF16__
+template <>
+struct ProductOperand<c10::BFloat16> {
+    using type = Bf16Pair;
+};
+#endif
+template <typename S>
+using ProductOperandOf = typename ProductOperand<S>::type;
+
+// Values as the halves of operands, or as the operands.
+template <typename Op>
+RowElement<Op>* elements(Op* operands) {
+    return reinterpret_cast<RowElement<Op>*>(operands);
+}
+
+// A matrix of operands: `fill(row, to)` writes a row of `depth` operands over zeros, several threads at once.
+template <typename Op, typename Fill>
+Buffer<Op> filled_rows(int64_t rows, int64_t depth, const Fill& fill) {
+    Buffer<Op> matrix(rows * depth);
+    parallel_region(threads_for(static_cast<double>(rows) * depth, kConvGrain), [&](const Team& team) {
+        const Range own = share(rows, team.rank, team.size);
+        for (int64_t row = own.begin; row < own.end; ++row) {
+            std::fill_n(matrix + row * depth, depth, Op{});
+            fill(row, elements(matrix + row * depth));
+        }
+    });
+    return matrix;
+}
+
+// Rows of weights that lie as the products want them, converted where they are of another type.
+template <typename Op, typename S>
+class WeightRows {
+  public:
+    // In chunks of values, each beginning with a new operand.
+    WeightRows(const S* weights, int64_t rows, const DepthChunks<Op>& chunks) {
+        const int64_t values = chunks.channels * chunks.taps;
+        constexpr int per = Operand<Op>::kPerElement;
+        if constexpr (std::is_same_v<S, Op>) {
+            data_ = weights;
+        } else if (per > 1 && chunks.count == 1 && values % per == 0) {
+            data_ = reinterpret_cast<const Op*>(weights);
+        } else {
+            copy_ = filled_rows<Op>(rows, chunks.depth(), [&](int64_t row, auto* to) {
+                for (int64_t i = 0; i < chunks.count; ++i) {
+                    const int64_t first = chunks.first(i) * chunks.taps, last = chunks.first(i + 1) * chunks.taps;
+                    const S* const from = weights + row * values;
+                    for (int64_t k = first; k < last; ++k)
+                        to[chunks.offset(i) * per + k - first] = static_cast<RowElement<Op>>(from[k]);
+                }
+            });
+            data_ = copy_;
+        }
+    }
+    const Op* data() const { return data_; }
+
+  private:
+    Buffer<Op> copy_;
+    const Op* data_;
+};
+
+// Packs `used` rows of `depth` operands as columns of a panel of `padded`.
+template <typename Op>
+void pack_columns(const Op* rows, int64_t depth, int64_t used, int64_t padded, Op* panel) {
+    constexpr int64_t together = 16;
+    for (int64_t j = 0; j < used; j += together)
+        pack_transposed<Op>(rows + j * depth, depth, std::min(together, used - j), depth, panel + j, padded);
+    if (used < padded)
+        for (int64_t k = 0; k < depth; ++k) std::fill(panel + k * padded + used, panel + (k + 1) * padded, Op{});
+}
+
+// Packs rows, found by row(k) for k < count, as rows of operands of a panel.
+template <typename Op, typename S, typename Row>
+void pack_as_rows(const Row& row, int64_t count, int64_t used, int64_t padded, Op* panel) {
+    using Acc = AccOf<Op>;
+    constexpr int per = Operand<Op>::kPerElement, width = kWidth<Acc>;
+    for (int64_t k = 0; k < count; k += per, panel += padded)
+        for (int64_t i = 0; i < padded; i += width) {
+            const int lanes = static_cast<int>(std::clamp<int64_t>(used - i, 0, width));
+            const auto load = [&](int64_t at) {
+                return at < count && lanes > 0 ? load_as<Acc, S>(row(at) + i, lanes) : Vec<Acc>(Acc(0));
+            };
+            if constexpr (per == 1)
+                load(k).store(panel + i);
+            else
+                store_zipped(load(k), load(k + 1), panel + i);
+        }
+}
+
+}  // namespace pykernels
