@@ -38,42 +38,103 @@ template <typename Register>
 #endif
 }
 
-// The register tile: out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart;
-// start null for zeros, start_stride 0 for the same row everywhere, panel_stride more than a row where only some
-// vectors of a panel are taken. A function of its own, never inlined, so that nothing else competes for the registers
-// that hold the tile.
+// A panel's rows of B, `stride` apart.
+template <typename Op>
+struct PanelRows {
+    const Op* data;
+    int64_t stride;
+    const Op* at(int64_t k) const { return data + k * stride; }
+};
+
+// The register tile, a few rows of a few vectors of sums.
+template <typename Op, int Rows, int Vectors>
+struct Tile {
+    using O = Operand<Op>;
+    using Acc = AccOf<Op>;
+    static constexpr int width = kWidth<Acc>;
+    Vec<Acc> sum[Rows][Vectors];
+
+    // From rows `stride` elements apart, 0 for the same row everywhere; from zeros where `start` is null.
+    [[gnu::always_inline]] void begin(const Acc* start, int64_t stride) {
+#pragma GCC unroll 8
+        for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v)
+                sum[m][v] = start ? Vec<Acc>::loadu(start + m * stride + v * width) : Vec<Acc>(Acc(0));
+    }
+    // sum += A (Rows x depth) * B (depth x Vectors).
+    template <typename A, typename B>
+    [[gnu::always_inline]] void add(const A& rows, const B& panel, int64_t depth) {
+        for (int64_t k = 0; k < depth; ++k) {
+            const Op* const row = panel.at(k);
+            typename O::Register b[Vectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) {
+                b[v] = O::load(row + v * width);
+                if constexpr (Rows > 1 && (Rows + 1) * Vectors < kRegisters) keep_in_register(b[v]);
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < Rows; ++m) {
+                const auto value = O::broadcast(rows.at(m, k));
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) sum[m][v] = O::multiply_add(value, b[v], sum[m][v]);
+            }
+        }
+    }
+    [[gnu::always_inline]] void end(Acc* out, int64_t stride) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) sum[m][v].store(out + m * stride + v * width);
+    }
+};
+
+// out = start + A (Rows x depth) * panel (depth x Vectors), row by row `stride` elements apart; start null for zeros,
+// start_stride 0 for the same row everywhere, panel_stride more than a row where only some vectors of a panel are
+// taken. A function of its own, never inlined, so that nothing else competes for the registers that hold the tile.
 template <typename Op, int Rows, int Vectors, typename A>
 [[gnu::noinline]] void multiply(const A& a, const Op* panel, int64_t depth, const AccOf<Op>* start,
                                 int64_t start_stride, AccOf<Op>* out, int64_t stride,
                                 int64_t panel_stride = int64_t(Vectors) * kWidth<AccOf<Op>>) {
-    using O = Operand<Op>;
-    using Acc = AccOf<Op>;
-    constexpr int width = kWidth<Acc>;
     const A rows = a;
-    Vec<Acc> tile[Rows][Vectors];
-#pragma GCC unroll 8
-    for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v)
-            tile[m][v] = start ? Vec<Acc>::loadu(start + m * start_stride + v * width) : Vec<Acc>(Acc(0));
-    for (int64_t k = 0; k < depth; ++k, panel += panel_stride) {
-        typename O::Register b[Vectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-            b[v] = O::load(panel + v * width);
-            if constexpr (Rows > 1 && (Rows + 1) * Vectors < kRegisters) keep_in_register(b[v]);
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < Rows; ++m) {
-            const auto value = O::broadcast(rows.at(m, k));
-#pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) tile[m][v] = O::multiply_add(value, b[v], tile[m][v]);
-        }
+    Tile<Op, Rows, Vectors> tile;
+    tile.begin(start, start_stride);
+    tile.add(rows, PanelRows<Op>{panel, panel_stride}, depth);
+    tile.end(out, stride);
+}
+
+// The same with A in `count` runs along the summed dimension: run(r) has the rows (.at(m, k)) and the depth (.depth) of
+// one of them.
+template <typename Op, int Rows, int Vectors, typename Runs>
+[[gnu::noinline]] void multiply_runs(const Runs& runs, int64_t count, const Op* panel, const AccOf<Op>* start,
+                                     int64_t start_stride, AccOf<Op>* out, int64_t stride) {
+    constexpr int64_t panel_stride = int64_t(Vectors) * kWidth<AccOf<Op>>;
+    Tile<Op, Rows, Vectors> tile;
+    tile.begin(start, start_stride);
+    for (int64_t r = 0; r < count; ++r) {
+        const auto rows = runs.run(r);
+        tile.add(rows, PanelRows<Op>{panel, panel_stride}, rows.depth);
+        panel += rows.depth * panel_stride;
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) tile[m][v].store(out + m * stride + v * width);
+    tile.end(out, stride);
+}
+
+// The same with the rows of B anywhere: row k at base + offset[k].
+template <typename Op>
+struct ScatteredRows {
+    const Op* base;
+    const int64_t* offset;
+    const Op* at(int64_t k) const { return base + offset[k]; }
+};
+template <typename Op, int Rows, int Vectors, typename A>
+[[gnu::noinline]] void multiply_scattered(const A& a, const ScatteredRows<Op>& panel, int64_t depth,
+                                          const AccOf<Op>* start, int64_t start_stride, AccOf<Op>* out,
+                                          int64_t stride) {
+    const A rows = a;
+    Tile<Op, Rows, Vectors> tile;
+    tile.begin(start, start_stride);
+    tile.add(rows, ScatteredRows<Op>(panel), depth);
+    tile.end(out, stride);
 }
 
 // The same for a single row, in kSplit interleaved chains: one row alone cannot fill the multiply-add pipeline.
