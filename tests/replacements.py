@@ -112,7 +112,9 @@ class Mixed(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.layers = nn.ModuleList([nn.LSTM(8, 4, bidirectional=True), nn.GRU(8, 8)])
         self.named = nn.ModuleDict({"rnn": nn.RNN(8, 8), "shared": self.norm})
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout), 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, dropout), 2, enable_nested_tensor=False
+        )
         self.cross = nn.MultiheadAttention(8, 2, dropout)
         self.cell = nn.LSTMCell(8, 8)
         self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 11, bias=False))

@@ -44,7 +44,7 @@ def test_examples_run_in_torch(example):
 def test_a_replaced_module_has_what_one_made_as_ours_has(example):
     """The same attributes with the same values: else ours has one that `OWN` has to name."""
     replaced, made = pykernels.replace(example.make()), example.ours(*example.args, **example.options)
-    made_has = {k: v for k, v in vars(made).items()}
+    made_has = dict(vars(made))
     has = {k: v for k, v in vars(replaced).items() if k != ORIGIN}
     assert set(has) == set(made_has)
     for name, value in made_has.items():
@@ -179,8 +179,7 @@ def test_an_optimizer_made_before_goes_on(make):
         return found, {name: p.detach() for name, p in model.named_parameters()}
 
     (found, weights), (expected, expected_weights) = (
-        losses(changes)
-        for changes in ((lambda m: m, pykernels.replace, pykernels.restore), (lambda m: m,) * 3)
+        losses(changes) for changes in ((lambda m: m, pykernels.replace, pykernels.restore), (lambda m: m,) * 3)
     )
     assert found == pytest.approx(expected, rel=1e-9) and found[-1] < found[0]
     assert_equal(weights, expected_weights, 1e-7)
@@ -265,7 +264,7 @@ def test_hooks_inside_a_layer_run_as_before(name, mask):
             calls.clear()
 
 
-@pytest.mark.filterwarnings("ignore:Using non-full backward hooks")
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
 def test_old_backward_hooks_run_as_before():
     module, count = nn.LayerNorm(8), []
     module.register_backward_hook(lambda *_: count.append(1))
@@ -286,7 +285,7 @@ def test_hooks_of_the_state_run_as_before():
         assert seen == [(what, module) for what in ("saving", "saved", "loading", "loaded")]
 
 
-def test_hooks_of_the_type_of_call_run_as_before():
+def test_hooks_of_all_modules_run_as_before():
     """Global hooks see the module with the class that it has now."""
     module, seen = nn.GRU(5, 6), []
     handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
