@@ -233,7 +233,7 @@ def _kind(module: Module) -> type[Module] | None:
         if isinstance(module, kind):
             return kind
     # quantized modules and TorchScript's have the names only
-    name = getattr(module, "original_name", type(module).__name__)
+    name = module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
     return _NAMES.get(name) if type(module).__module__.startswith("torch.") else None
 
 

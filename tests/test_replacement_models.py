@@ -17,6 +17,7 @@ from tests.helpers import assert_same_bits, check_form, distance
 from .replacements import classes, results
 
 DOUBLE = torch.float64
+package = pytest.importorskip  # for machines where nothing but torch and pytest is installed
 
 
 def lenet() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
@@ -32,7 +33,7 @@ def lenet() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 def resnet() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """A ResNet of basic blocks (He et al. 2016) of MONAI: convolutions, batch norm, both kinds of pooling."""
-    from monai.networks.nets import ResNet
+    ResNet = package("monai.networks.nets").ResNet
 
     model = ResNet("basic", [1, 1, 1, 1], [4, 8, 16, 32], spatial_dims=2, n_input_channels=3, conv1_t_stride=2,
                    num_classes=5)  # fmt: skip
@@ -41,7 +42,7 @@ def resnet() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 def resnet_3d() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    from monai.networks.nets import ResNet
+    ResNet = package("monai.networks.nets").ResNet
 
     model = ResNet("bottleneck", [1, 1, 1, 1], [2, 4, 8, 8], spatial_dims=3, n_input_channels=1, num_classes=2)
     volumes = torch.randn(2, 1, 24, 20, 24, dtype=DOUBLE)
@@ -50,7 +51,7 @@ def resnet_3d() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 def vit() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """A vision transformer (Dosovitskiy et al. 2021) of MONAI: layer norm around an attention of its own."""
-    from monai.networks.nets import ViT
+    ViT = package("monai.networks.nets").ViT
 
     model = ViT(3, (16, 24), (8, 8), hidden_size=16, mlp_dim=32, num_layers=3, num_heads=2, classification=True,
                 num_classes=4, spatial_dims=2, proj_type="perceptron")  # fmt: skip
@@ -61,7 +62,7 @@ def vit() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 def instances() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """Multiple instance learning with a transformer (Myronenko et al. 2021) of MONAI: a `torch.nn.TransformerEncoder`
     over what a convolutional net finds."""
-    from monai.networks.nets import MILModel
+    MILModel = package("monai.networks.nets").MILModel
 
     backbone = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = MILModel(3, "att_trans", False, backbone, 16, trans_blocks=2)
@@ -70,7 +71,7 @@ def instances() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 def _tagger(rec_dropout: float) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    from stanza.models.pos.model import Tagger
+    Tagger = package("stanza.models.pos.model").Tagger
 
     sizes = {
         "word_emb_dim": 6, "char_emb_dim": 5, "char_hidden_dim": 8, "char_num_layers": 1, "transformed_dim": 6,
@@ -113,7 +114,7 @@ def tagger_by_steps() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 def translator() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """The lemmatizer of Stanza: an LSTM as encoder, an LSTM cell with attention as decoder."""
-    from stanza.models.common.seq2seq_model import Seq2SeqModel
+    Seq2SeqModel = package("stanza.models.common.seq2seq_model").Seq2SeqModel
 
     args = {"vocab_size": 15, "emb_dim": 6, "hidden_dim": 8, "num_layers": 2, "dropout": 0.0, "max_dec_len": 6,
             "attn_type": "soft"}  # fmt: skip
@@ -174,7 +175,7 @@ def prepared(make: Callable[..., Any], training: bool) -> Run:
 
 @pytest.mark.parametrize("training", [True, False])
 @every_model
-def test_results_and_gradients(make, training, device):
+def test_results_and_gradients(make, training):
     whole = prepared(make, training)
     model, kinds = whole.model, classes(whole)
     state = copy.deepcopy(model.state_dict())
