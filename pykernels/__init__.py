@@ -18,9 +18,11 @@ from .nn import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )  # fmt: skip
+from .replacement import replace, replacements, restore
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
     "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
+    "replace", "restore", "replacements",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

@@ -56,6 +56,14 @@ def _checked(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) ->
     return _canonical(mask, "src_mask", None, "", dtype, False), padding
 
 
+def _attend(
+    attention: Any, x: Tensor, mem: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool
+) -> Tensor:
+    """By name what torch's layers give by name, for hooks that see it."""
+    given = {"attn_mask": mask, "key_padding_mask": padding, "is_causal": is_causal, "need_weights": False}
+    return attention(x, mem, mem, **given)[0]
+
+
 class _Layer(nn.Module):
     """What both layers do with their blocks.
 
@@ -91,7 +99,7 @@ class _Layer(nn.Module):
     def _sa_block_without_dropout(
         self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
-        return self.self_attn(x, x, x, key_padding_mask, False, attn_mask, is_causal=is_causal)[0]  # type: ignore[operator]
+        return _attend(self.self_attn, x, x, attn_mask, key_padding_mask, is_causal)
 
     def _ff_block_without_dropout(self, x: Tensor) -> Tensor:
         layer: Any = self
@@ -205,7 +213,7 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
         key_padding_mask: Tensor | None,
         is_causal: bool = False,
     ) -> Tensor:
-        return self.multihead_attn(x, mem, mem, key_padding_mask, False, attn_mask, is_causal=is_causal)[0]
+        return _attend(self.multihead_attn, x, mem, attn_mask, key_padding_mask, is_causal)
 
     def _mha_block(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.dropout2(self._mha_block_without_dropout(*args, **kwargs))
