@@ -24,17 +24,15 @@ void forward(const ConvForward<S>& call) {
     const auto lattice = lattices(s);
     const int64_t outputs = s.groups * s.out_channels;
     if (!s.channels_last) {
-        const WeightRows<Op, S> weights(call.weight, outputs, DepthChunks<Op>(s.in_channels, s.taps()));
+        const auto weights = WeightRows<Op, S>::channels(call.weight, outputs, s.in_channels, s.taps());
         const PlanarCall<S, Op> product{lattice,    s.mode,         s.batch,   s.groups,  s.in_channels, s.out_channels,
                                         call.input, weights.data(), call.bias, call.relu, call.out};
         return PlanarProduct(product).run();
     }
-    // one chunk of everything: only pairs of an odd number are copied
-    DepthChunks<Op> whole(1, s.taps() * s.in_channels);
-    const WeightRows<Op, S> weights(call.weight, outputs, whole);
+    const auto weights = WeightRows<Op, S>::neighbours(call.weight, outputs, s.taps() * s.in_channels);
+    const int64_t depth = (s.taps() * s.in_channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement;
     const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
-        pack_columns<Op>(weights.data() + (group * s.out_channels + column) * whole.depth(), whole.depth(), used,
-                         padded, panel);
+        pack_columns<Op>(weights.data() + (group * s.out_channels + column) * depth, depth, used, padded, panel);
     };
     const RowsCall<S, Op, decltype(pack)> product{lattice,       s.mode,         s.batch,    s.groups,
                                                   s.in_channels, s.out_channels, call.input, pack,

@@ -16,16 +16,14 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
             for (const int64_t w : lattice[2].tap) taps.push_back((d * s.dim[1].kernel + h) * s.dim[2].kernel + w);
     const int64_t count = static_cast<int64_t>(taps.size()), all = s.taps();
     if (!s.channels_last) {
-        const DepthChunks<Op> chunks(s.out_channels, count);
         constexpr int per = Operand<Op>::kPerElement;
-        const auto rows = filled_rows<Op>(s.groups * s.in_channels, chunks.depth(), [&](int64_t row, auto* to) {
+        const int64_t pairs = (s.out_channels + per - 1) / per;
+        const auto rows = filled_rows<Op>(s.groups * s.in_channels, pairs * count, [&](int64_t row, auto* to) {
             const int64_t group = row / s.in_channels, channel = row % s.in_channels;
-            for (int64_t i = 0; i < chunks.count; ++i) {
-                auto* at = to + chunks.offset(i) * per;
-                for (int64_t k = chunks.first(i); k < chunks.first(i + 1); ++k) {
-                    const S* from = weight + ((group * s.out_channels + k) * s.in_channels + channel) * all;
-                    for (const int64_t tap : taps) *at++ = static_cast<RowElement<Op>>(from[tap]);
-                }
+            for (int64_t k = 0; k < s.out_channels; ++k) {
+                const S* from = weight + ((group * s.out_channels + k) * s.in_channels + channel) * all;
+                for (int64_t t = 0; t < count; ++t)
+                    to[(k / per * count + t) * per + k % per] = static_cast<RowElement<Op>>(from[taps[t]]);
             }
         });
         const PlanarCall<S, Op> product{

@@ -63,7 +63,8 @@ class RowPatches {
         : lattice_(lattice), mode_(mode), channels_(channels), all_(all_channels), limit_(limit) {
         const auto& [ld, lh, lw] = lattice;
         lines_.resize(ld.taps() * lh.taps());
-        neighbours_ = channels == all_channels && lw.taps() > 0 && lw.offset.back() - lw.offset.front() + 1 == lw.taps();
+        neighbours_ =
+            channels == all_channels && lw.taps() > 0 && lw.offset.back() - lw.offset.front() + 1 == lw.taps();
         in_place_ = std::is_same_v<S, D> && channels % per == 0 && all_channels % per == 0 &&
                     (channels >= kChannels || taps() == 1);
         plain_ = true;
@@ -78,7 +79,8 @@ class RowPatches {
     int64_t run_depth() const { return in_place_ ? channels_ / per : depth(); }
     // What a row takes of a thread's workspace.
     int64_t row_bytes() const {
-        return in_place_ ? run_depth() * static_cast<int64_t>(sizeof(Op)) * 2 : stride() * static_cast<int64_t>(sizeof(Op));
+        return in_place_ ? run_depth() * static_cast<int64_t>(sizeof(Op)) * 2
+                         : stride() * static_cast<int64_t>(sizeof(Op));
     }
 
     void reserve(int64_t most) {
@@ -176,7 +178,7 @@ class RowPatches {
     int64_t channels_, all_;
     const S* limit_;
     bool neighbours_, in_place_, plain_;
-    std::vector<const S*> lines_;   // of each tap along the first two dimensions; null for zeros
+    std::vector<const S*> lines_;    // of each tap along the first two dimensions; null for zeros
     std::vector<const Op*> starts_;  // of each place's runs
     Buffer<S> zeros_;
     Buffer<Op> rows_;

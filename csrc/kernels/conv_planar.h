@@ -1,5 +1,5 @@
-// The product of weights with patches of planar images: forward and input gradient. Patches are the panels, weights the
-// rows; blocks of places are shared out among the threads, each of which gathers its own.
+// The product of weights with patches of planar images: forward and input gradient. Patches are the columns, weights
+// the rows; blocks of places are shared out among the threads, each of which lays out the lines of its own.
 #pragma once
 
 #include "core/parallel.h"
@@ -8,7 +8,7 @@
 
 namespace pykernels {
 
-inline constexpr int64_t kPatchBytes = 640 << 10;  // panels of gathered patches that a thread holds at once
+inline constexpr int64_t kPatchBytes = 512 << 10;  // lines, and as much of windows, that a thread holds at once
 inline constexpr int64_t kMostPanels = 8;
 inline constexpr double kConvGrain = 1 << 17;  // multiply-adds that are worth a thread
 
@@ -22,35 +22,16 @@ struct PlanarCall {
     PaddingMode mode;
     int64_t batch, groups, channels, rows;  // of one group
     const S* source;                        // [batch, groups * channels, pixels]
-    const Op* weights;                      // [groups * rows, depth], as chunks() lays the depth out
+    const Op* weights;                      // [groups * rows, channels or pairs of them, taps]
     const Acc* bias;                        // [groups * rows], or null
     bool relu;
     S* out;  // [batch, groups * rows, extents]
 
     int64_t taps() const { return lattice[0].taps() * lattice[1].taps() * lattice[2].taps(); }
     int64_t places() const { return lattice[0].places * lattice[1].places * lattice[2].places; }
+    int64_t pairs() const { return (channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement; }
     int64_t pixels() const { return lattice[0].source * lattice[1].source * lattice[2].source; }
     int64_t extent() const { return lattice[0].extent * lattice[1].extent * lattice[2].extent; }
-};
-
-// Channels that are gathered together: as many as fill one panel of the workspace.
-template <typename Op>
-struct DepthChunks {
-    int64_t channels, taps, together, count;
-
-    DepthChunks(int64_t channels, int64_t taps) : channels(channels), taps(taps) {
-        constexpr int64_t row = kTileVectors * kWidth<AccOf<Op>> * sizeof(Op);
-        const int64_t values = kPatchBytes / row * Operand<Op>::kPerElement;
-        const int64_t most = std::max<int64_t>(values / std::max<int64_t>(taps, 1), 1);
-        count = std::max<int64_t>((channels + most - 1) / most, 1);
-        together = (channels + count - 1) / count;
-    }
-    int64_t first(int64_t chunk) const { return std::min(chunk * together, channels); }
-    int64_t deep(int64_t chunk) const {
-        return ((first(chunk + 1) - first(chunk)) * taps + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement;
-    }
-    int64_t offset(int64_t chunk) const { return chunk * deep(0); }
-    int64_t depth() const { return offset(count - 1) + deep(count - 1); }
 };
 
 template <typename Call>
@@ -62,13 +43,18 @@ class PlanarProduct {
     static constexpr int width = kWidth<Acc>;
 
   public:
-    explicit PlanarProduct(const Call& call) : call_(call), chunks_(call.channels, call.taps()) {}
+    explicit PlanarProduct(const Call& call)
+        : call_(call),
+          lines_(call.lattice, call.mode, {call.groups * call.channels * call.pixels(), call.pixels()}, call.channels),
+          plan_(lines_, call.batch, call.groups * call.rows * call.extent(),
+                ColumnPlan<S, Op>::prefers_flat(lines_, call.batch, call.rows)),
+          vectors_(plan_.vectors()),
+          depth_(call.pairs() * call.taps()) {}
 
     void run() const {
         const int64_t columns = call_.batch * call_.places();
         if (columns == 0 || call_.rows == 0) return;
-        const double work =
-            static_cast<double>(columns) * call_.groups * call_.rows * (call_.channels * call_.taps() + 4);
+        const double work = static_cast<double>(columns) * call_.groups * call_.rows * (depth_ + 4.0);
         parallel_region(threads_for(work, kConvGrain), [&](const Team& team) { Part(*this, team).run(); });
     }
 
@@ -77,20 +63,14 @@ class PlanarProduct {
     class Part {
       public:
         Part(const PlanarProduct& all, const Team& team)
-            : call_(all.call_),
-              chunks_(all.chunks_),
-              patches_(call_.lattice, call_.mode, {call_.groups * call_.channels * call_.pixels(), call_.pixels()},
-                       call_.groups * call_.rows * call_.extent()),
-              gather_(patches_),
-              columns_(call_.batch * call_.places()),
-              vectors_((columns_ + width - 1) / width) {
+            : call_(all.call_), plan_(all.plan_), vectors_(all.vectors_), depth_(all.depth_) {
             // threads side by side along the columns, and along the rows where there are few columns
             int across = 1;
             double least = 0;
             for (int parts = 1; parts <= team.size && parts <= call_.rows; ++parts) {
                 const int64_t along = team.size / parts;
                 const double each = static_cast<double>((vectors_ * call_.groups + along - 1) / along) *
-                                    (static_cast<double>((call_.rows + parts - 1) / parts) + kGatherRows);
+                                    (static_cast<double>((call_.rows + parts - 1) / parts) + plan_.kGatherRows);
                 if (parts == 1 || each < least) least = each, across = parts;
             }
             const int along = team.size / across;
@@ -101,53 +81,90 @@ class PlanarProduct {
 
         void run() {
             if (mine_.size() <= 0 || rows_.size() <= 0) return;
-            const int64_t panel = chunks_.deep(0) * kTileVectors * width * static_cast<int64_t>(sizeof(Op));
-            const int64_t together = std::clamp<int64_t>(kPatchBytes / std::max<int64_t>(panel, 1), 1, kMostPanels);
-            const int64_t most = together * kTileVectors;
-            panels_ = Buffer<Op>(chunks_.deep(0) * most * width + (together + 1) * width);
-            if (chunks_.count > 1) partial_ = Buffer<Acc>(rows_.size() * most * width);
+            choose_sizes();
             for (int64_t g = mine_.begin / vectors_; g <= (mine_.end - 1) / vectors_; ++g) {
-                const int64_t begin = std::max(mine_.begin - g * vectors_, int64_t{0});
                 const int64_t end = std::min(mine_.end - g * vectors_, vectors_);
-                const int64_t blocks = (end - begin + most - 1) / most;
-                for (int64_t b = 0; b < blocks; ++b)
-                    block(g, begin + (end - begin) * b / blocks, begin + (end - begin) * (b + 1) / blocks);
+                for (int64_t at = std::max(mine_.begin - g * vectors_, int64_t{0}); at < end;) {
+                    const int64_t next = plan_.block_end(at, end, most_);
+                    block(g, at, next);
+                    at = next;
+                }
             }
         }
 
       private:
-        static constexpr double kGatherRows = 4;  // rows of weights whose products take as long as the gathering
+        // The vectors of a block, and the channels of which it holds lines and windows at once.
+        void choose_sizes() {
+            const int64_t taps = std::max<int64_t>(call_.taps(), 1), panel = kTileVectors * width;
+            constexpr int64_t bytes = sizeof(Op);
+            const int64_t windows = plan_.flat() ? 0 : taps * panel * bytes;  // of one channel and panel
+            const int64_t together =
+                std::clamp<int64_t>(windows ? kPatchBytes / (call_.pairs() * windows) : kMostPanels, 1, kMostPanels);
+            most_ = std::min(together * kTileVectors, vectors_);
+            const int64_t row =
+                std::max<int64_t>(plan_.flat() ? plan_.lines().whole_line() : call_.lattice[2].places, 1);
+            const int64_t lines = plan_.lines().size_for(most_ * width / row + 2) * bytes;
+            const int64_t each = std::max(lines, windows * together);
+            const int64_t fit = std::max<int64_t>(kPatchBytes / each, 1), pairs = std::max<int64_t>(call_.pairs(), 1);
+            const int64_t chunks = (pairs + fit - 1) / fit;
+            channels_ = (pairs + chunks - 1) / chunks;
+            windows_ = Buffer<Op>(windows ? channels_ * taps * most_ * width + (together + 1) * width : 0);
+            partial_ = Buffer<Acc>(chunks > 1 ? rows_.size() * most_ * width : 0);
+        }
 
         void block(int64_t group, int64_t begin, int64_t end) {
-            patches_.plan(begin * width, std::min(end * width, columns_), kTileVectors);
-            gather_.prepare();
+            plan_.plan(begin, end, kTileVectors);
+            const auto& lines = plan_.lines();
+            const int64_t size = channels_ * lines.size() + width, pairs = call_.pairs();
+            if (size > lines_size_) lines_ = Buffer<Op>(size), lines_size_ = size;
             const S* source = call_.source + group * call_.channels * call_.pixels();
-            for (int64_t chunk = 0; chunk < chunks_.count; ++chunk) {
-                gather_.run(source, chunks_.first(chunk), chunks_.first(chunk + 1), panels_);
+            for (int64_t c = 0; c == 0 || c < pairs; c += channels_) {
+                const int64_t last = std::min(c + channels_, pairs);
+                lines.fill(source, c, last, lines_);
+                if (plan_.flat())
+                    list_offsets(last - c);
+                else
+                    ColumnGather<S, Op>::run(plan_, lines_, last - c, windows_);
                 for_row_tiles(rows_.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                    for (size_t p = 0; p < patches_.panels().size(); ++p)
-                        with_vectors(patches_.panels()[p].vectors,
-                                     [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                                         tile<Rows, Vectors>(group, row, static_cast<int64_t>(p), chunk);
-                                     });
+                    int64_t p = 0;
+                    for (const auto& panel : plan_.panels()) {
+                        with_vectors(panel.vectors, [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+                            tile<Rows, Vectors>(group, row, panel, p, c, last);
+                        });
+                        ++p;
+                    }
                 });
             }
         }
 
+        // Where each tap of each channel reads.
+        void list_offsets(int64_t channels) {
+            const auto& taps = plan_.lines().offsets();
+            offsets_.clear();
+            for (int64_t c = 0; c < channels; ++c)
+                for (const int64_t offset : taps) offsets_.push_back(c * plan_.lines().size() + offset);
+        }
+
         template <int Rows, int Vectors>
-        void tile(int64_t group, int64_t row, int64_t p, int64_t chunk) {
-            const ColumnPanel& panel = patches_.panels()[p];
-            const int64_t first = group * call_.rows + rows_.begin + row, deep = chunks_.deep(chunk);
+        void tile(int64_t group, int64_t row, const ColumnPanel& panel, int64_t p, int64_t channel, int64_t last) {
+            const int64_t first = group * call_.rows + rows_.begin + row, columns = plan_.columns();
+            const int64_t deep = (last - channel) * call_.taps();
             RowPointers<Op, Rows> weights;
             for (int m = 0; m < Rows; ++m)
-                weights.row[m] = call_.weights + (first + m) * chunks_.depth() + chunks_.offset(chunk);
-            const Op* const columns = panels_ + ColumnGather<Op, S>::at(p, panel.column, deep);
-            Acc* const partial = partial_ ? partial_ + row * patches_.columns() + panel.column : nullptr;
-            const bool last = chunk + 1 == chunks_.count;
+                weights.row[m] = call_.weights + (first + m) * depth_ + channel * call_.taps();
             alignas(64) Acc sum[(Rows * Vectors + 1) * width];
-            multiply<Op, Rows, Vectors>(weights, columns, deep, chunk ? partial : nullptr, patches_.columns(),
-                                        last ? sum : partial, last ? Vectors * width : patches_.columns());
-            if (!last) return;
+            Acc* const partial = partial_ ? partial_ + row * columns + panel.column : nullptr;
+            const bool ends = last == call_.pairs();
+            const Acc* const start = channel ? partial : nullptr;
+            Acc* const out = ends ? sum : partial;
+            const int64_t stride = ends ? Vectors * width : columns;
+            if (plan_.flat())
+                multiply_scattered<Op, Rows, Vectors>(weights, ScatteredRows<Op>{lines_ + panel.from, offsets_.data()},
+                                                      deep, start, columns, out, stride);
+            else
+                multiply<Op, Rows, Vectors>(weights, windows_ + ColumnGather<S, Op>::at(p, panel.column, deep), deep,
+                                            start, columns, out, stride);
+            if (!ends) return;
             for (int m = 0; m < Rows; ++m)
                 finish(sum + m * Vectors * width, call_.bias ? call_.bias[first + m] : Acc(0), panel.runs,
                        call_.out + (first + m) * call_.extent());
@@ -169,17 +186,19 @@ class PlanarProduct {
         }
 
         const Call& call_;
-        const DepthChunks<Op>& chunks_;
-        ColumnPatches<S, Acc> patches_;
-        ColumnGather<Op, S> gather_;
-        int64_t columns_, vectors_;
+        ColumnPlan<S, Op> plan_;
+        int64_t vectors_, depth_;
         Range mine_{0, 0}, rows_{0, 0};
-        Buffer<Op> panels_;
+        int64_t most_ = 0, channels_ = 0, lines_size_ = 0;
+        std::vector<int64_t> offsets_;
+        Buffer<Op> lines_, windows_;
         Buffer<Acc> partial_;
     };
 
     const Call& call_;
-    DepthChunks<Op> chunks_;
+    PlanarLines<S, Op> lines_;
+    ColumnPlan<S, Op> plan_;
+    int64_t vectors_, depth_;
 };
 
 }  // namespace pykernels

@@ -66,47 +66,68 @@ class GradientPanels {
     Buffer<Acc> strip_;
 };
 
-// What the taps of some channels read: rows of windows of planar images.
+// Rows of A that are windows of lines, in runs of neighbouring places.
+template <typename Acc, int Rows>
+struct WindowRuns {
+    const Acc* row[Rows];
+    const Segment* segments;
+    [[gnu::always_inline]] RunOfRows<Acc, Rows> run(int64_t r) const {
+        RunOfRows<Acc, Rows> rows;
+        for (int m = 0; m < Rows; ++m) rows.row[m] = row[m] + segments[r].from;
+        rows.depth = segments[r].length;
+        return rows;
+    }
+};
+
+// What the taps of some channels read: windows of the lines of planar images.
 template <typename Acc, typename S>
 class PlanarSource {
   public:
-    PlanarSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t rows, int64_t most)
+    PlanarSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t)
         : s_(s),
           input_(input),
-          patches_(lattice, s.mode, {s.groups * s.in_channels * s.pixels(), s.pixels()}, 0),
-          gather_(patches_),
-          windows_((rows + 1) * (most + kWidth<Acc>)) {}
+          plan_({lattice, s.mode, {s.groups * s.in_channels * s.pixels(), s.pixels()}, s.in_channels}, s.batch, 0,
+                false) {}
 
-    // The unit of rows that is not split: a channel's taps.
+    // The rows that are not split: a channel's taps.
     static int64_t unit(const ConvShape& s) { return s.taps(); }
     static int64_t units(const ConvShape& s) { return s.in_channels; }
 
-    // Calls visit(first, count, tile), where tile(row) gives Rows of A, for all rows of the units [first, last).
+    // Calls visit(first, count, multiply) for all rows of the units [first, last).
     template <typename Visit>
     void read(int64_t group, int64_t first, int64_t last, int64_t begin, int64_t end, const Visit& visit) {
-        patches_.plan(begin, end, 1 << 20);
-        gather_.prepare();
-        gather_.run(input_ + group * s_.in_channels * s_.pixels(), first, last, windows_);
-        visit(0, (last - first) * s_.taps(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-            RowPointers<Acc, Rows> pointers;
-            for (int m = 0; m < Rows; ++m) pointers.row[m] = windows_ + (row + m) * patches_.columns();
-            return pointers;
-        });
+        constexpr int width = kWidth<Acc>;
+        plan_.plan(begin / width, (end + width - 1) / width, 1 << 20);
+        const auto& lines = plan_.lines();
+        const int64_t size = (last - first) * lines.size() + width;
+        if (size > size_) lines_ = Buffer<Acc>(size), size_ = size;
+        lines.fill(input_ + group * s_.in_channels * s_.pixels(), first, last, lines_);
+        const auto& segments = plan_.panels()[0].segments;
+        visit(0, (last - first) * s_.taps(),
+              [&]<int Rows, int Vectors>(int64_t row, const Acc* panel, Acc* sum, int64_t stride) {
+                  WindowRuns<Acc, Rows> runs;
+                  for (int m = 0; m < Rows; ++m)
+                      runs.row[m] =
+                          lines_ + (row + m) / s_.taps() * lines.size() + lines.offsets()[(row + m) % s_.taps()];
+                  runs.segments = segments.data();
+                  multiply_runs<Acc, Rows, Vectors>(runs, static_cast<int64_t>(segments.size()), panel, sum, stride,
+                                                    sum, stride);
+              });
     }
 
   private:
     const ConvShape& s_;
     const S* input_;
-    ColumnPatches<S, Acc> patches_;
-    ColumnGather<Acc, S> gather_;
-    Buffer<Acc> windows_;
+    ColumnPlan<S, Acc> plan_;
+    Buffer<Acc> lines_;
+    int64_t size_ = 0;
 };
 
 // The same where channels lie beside each other: read where they are.
 template <typename Acc, typename S>
 class RowsSource {
   public:
-    RowsSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t, int64_t most)
+    RowsSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t most)
         : s_(s),
           input_(input),
           lattice_(lattice),
@@ -124,8 +145,9 @@ class RowsSource {
         for (int64_t tap = first; tap < last; ++tap) {
             find(group, tap, begin, end);
             visit((tap - first) * s_.in_channels, s_.in_channels,
-                  [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
-                      return ColumnPointers<Acc, Rows>{runs_.data(), row};
+                  [&]<int Rows, int Vectors>(int64_t row, const Acc* panel, Acc* sum, int64_t stride) {
+                      multiply<Acc, Rows, Vectors>(ColumnPointers<Acc, Rows>{runs_.data(), row}, panel, end - begin,
+                                                   sum, stride, sum, stride);
                   });
         }
     }
@@ -200,7 +222,7 @@ class WeightGradient {
         parallel_region(threads_for(work, kConvGrain), [&](const Team& team) {
             const Range own = share(s_.groups * chunks_ * parts_, team.rank, team.size);
             if (own.size() > 0) {
-                Source source(s_, call_.input, lattice_, together_ * Source::unit(s_), block_);
+                Source source(s_, call_.input, lattice_, block_);
                 const GradientPanels<Acc, S> gradient(s_, call_.grad, block_);
                 const Buffer<Acc> panels(Panels<Acc>{s_.out_channels, block_}.size());
                 for (int64_t i = own.begin; i < own.end; ++i)
@@ -233,13 +255,12 @@ class WeightGradient {
             gradient.pack(group, begin, end, panels, packed);
             if (bias) add_columns(panels, packed, bias);
             source.read(
-                group, first(chunk), first(chunk + 1), begin, end, [&](int64_t at, int64_t count, const auto& rows_at) {
+                group, first(chunk), first(chunk + 1), begin, end, [&](int64_t at, int64_t count, const auto& add) {
                     for (int64_t p = 0; p < panels.count(); ++p)
                         with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-                            for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows> height, int64_t row) {
+                            for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                                 Acc* const to = sum + (at + row) * padded_ + panels.column(p);
-                                multiply<Acc, Rows, Vectors>(rows_at(height, row), packed + panels.offset(p),
-                                                             end - begin, to, padded_, to, padded_);
+                                add.template operator()<Rows, Vectors>(row, packed + panels.offset(p), to, padded_);
                             });
                         });
                 });

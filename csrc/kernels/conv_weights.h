@@ -40,33 +40,36 @@ Buffer<Op> filled_rows(int64_t rows, int64_t depth, const Fill& fill) {
     return matrix;
 }
 
-// Rows of weights that lie as the products want them, converted where they are of another type.
+// Weights that lie as rows of operands, converted where they are of another type.
 template <typename Op, typename S>
 class WeightRows {
+    static constexpr int per = Operand<Op>::kPerElement;
+
   public:
-    // In chunks of values, each beginning with a new operand.
-    WeightRows(const S* weights, int64_t rows, const DepthChunks<Op>& chunks) {
-        const int64_t values = chunks.channels * chunks.taps;
-        constexpr int per = Operand<Op>::kPerElement;
-        if constexpr (std::is_same_v<S, Op>) {
-            data_ = weights;
-        } else if (per > 1 && chunks.count == 1 && values % per == 0) {
-            data_ = reinterpret_cast<const Op*>(weights);
-        } else {
-            copy_ = filled_rows<Op>(rows, chunks.depth(), [&](int64_t row, auto* to) {
-                for (int64_t i = 0; i < chunks.count; ++i) {
-                    const int64_t first = chunks.first(i) * chunks.taps, last = chunks.first(i + 1) * chunks.taps;
-                    const S* const from = weights + row * values;
-                    for (int64_t k = first; k < last; ++k)
-                        to[chunks.offset(i) * per + k - first] = static_cast<RowElement<Op>>(from[k]);
-                }
-            });
-            data_ = copy_;
-        }
+    // Rows of `values` each; pairs hold neighbours.
+    static WeightRows neighbours(const S* weights, int64_t rows, int64_t values) {
+        if constexpr (std::is_same_v<S, RowElement<Op>>)
+            if (values % per == 0) return {Buffer<Op>(), reinterpret_cast<const Op*>(weights)};
+        return filled_rows<Op>(rows, (values + per - 1) / per, [&](int64_t row, auto* to) {
+            for (int64_t k = 0; k < values; ++k) to[k] = static_cast<RowElement<Op>>(weights[row * values + k]);
+        });
+    }
+    // Rows of [channels, taps]; pairs hold a tap's values of neighbouring channels.
+    static WeightRows channels(const S* weights, int64_t rows, int64_t channels, int64_t taps) {
+        if constexpr (per == 1) return neighbours(weights, rows, channels * taps);
+        return filled_rows<Op>(rows, (channels + per - 1) / per * taps, [&](int64_t row, auto* to) {
+            const S* from = weights + row * channels * taps;
+            for (int64_t c = 0; c < channels; ++c)
+                for (int64_t t = 0; t < taps; ++t)
+                    to[(c / per * taps + t) * per + c % per] = static_cast<RowElement<Op>>(*from++);
+        });
     }
     const Op* data() const { return data_; }
 
   private:
+    WeightRows(Buffer<Op> copy) : copy_(std::move(copy)), data_(copy_) {}
+    WeightRows(Buffer<Op> copy, const Op* data) : copy_(std::move(copy)), data_(data) {}
+
     Buffer<Op> copy_;
     const Op* data_;
 };

@@ -1,0 +1,215 @@
+// Lines of planar images as taps read them. For a block of places, the lines of a channel are laid out with their
+// padding, in the type of the product's operands, and split by the remainders of the steps: what a tap reads at
+// neighbouring places of a row then lies side by side, and what it reads one row further lies one line further.
+//
+//   [plane of the first dimension][remainder along h][remainder along w][line][position]
+//
+// A pair holds a value of two neighbouring channels.
+#pragma once
+
+#include <array>
+
+#include "core/gemm.h"
+#include "core/row_norm.h"
+#include "kernels/conv_lattice.h"
+
+namespace pykernels {
+
+// Strides in elements.
+struct PlanarStrides {
+    int64_t image, channel;
+};
+
+// Positions of one dimension with the same remainder of the step: tap t reads position shift[t] + place of one of them.
+struct Remainders {
+    std::vector<int64_t> values, of, shift;  // the remainders; of each tap, which of them and the shift
+    int64_t least = 0, spread = 0;           // of the shifts
+
+    explicit Remainders(const Lattice& lattice) {
+        for (const int64_t offset : lattice.offset) {
+            const int64_t remainder = (offset % lattice.step + lattice.step) % lattice.step;
+            const auto found = std::find(values.begin(), values.end(), remainder);
+            of.push_back(found - values.begin());
+            if (found == values.end()) values.push_back(remainder);
+            shift.push_back((offset - remainder) / lattice.step);
+        }
+        if (shift.empty()) return;
+        least = *std::min_element(shift.begin(), shift.end());
+        spread = *std::max_element(shift.begin(), shift.end()) - least;
+    }
+    int64_t count() const { return static_cast<int64_t>(values.size()); }
+};
+
+template <typename S, typename Op>
+class PlanarLines {
+    using Acc = AccOf<Op>;
+    static constexpr int width = kWidth<Acc>, per = Operand<Op>::kPerElement;
+
+  public:
+    PlanarLines(const std::array<Lattice, 3>& lattice, PaddingMode mode, PlanarStrides source, int64_t channels)
+        : lattice_(lattice), mode_(mode), source_(source), channels_(channels), h_(lattice[1]), w_(lattice[2]) {}
+
+    const std::array<Lattice, 3>& lattice() const { return lattice_; }
+    int64_t taps() const { return lattice_[0].taps() * lattice_[1].taps() * lattice_[2].taps(); }
+    int64_t places() const { return lattice_[0].places * lattice_[1].places * lattice_[2].places; }
+    int64_t groups_of_channels() const { return (channels_ + per - 1) / per; }
+    // From one line to the next where whole rows are read.
+    int64_t whole_line() const { return lattice_[2].places + w_.spread; }
+    // At most, for `rows` rows in one plane.
+    int64_t size_for(int64_t rows) const {
+        return (spread(lattice_[0]) + 1) * h_.count() * w_.count() * (rows + h_.spread) * whole_line() + width;
+    }
+
+    // Begins a layout for the places [low, high) along the last dimension.
+    void begin(int64_t low, int64_t high) {
+        low_ = low;
+        high_ = high;
+        line_ = high - low + w_.spread;
+        parts_.clear();
+        lines_.clear();
+        height_ = 0;
+    }
+    // A part: rows of an image from plane `d` to `last_d`, from row `h` to `last_h` (in several planes: all rows).
+    void add_part(int64_t image, int64_t d, int64_t last_d, int64_t h, int64_t last_h) {
+        parts_.push_back({image, d, h, last_d - d});
+        height_ = std::max(height_, last_h - h + 1 + h_.spread);
+    }
+    // All parts have as many lines as the highest one, so that a tap has one offset.
+    void end() {
+        const int64_t plane = h_.count() * height_;
+        int64_t planes = 0;
+        for (auto& part : parts_) {
+            const int64_t count = part.planes * lattice_[0].step + spread(lattice_[0]) + 1;
+            part.planes = planes;
+            planes += count;
+        }
+        lines_.assign(planes * plane, kUnread);
+        offsets_.clear();
+        for (const int64_t d : lattice_[0].offset)
+            for (int64_t h = 0; h < lattice_[1].taps(); ++h)
+                for (int64_t w = 0; w < lattice_[2].taps(); ++w)
+                    offsets_.push_back(at((d - lattice_[0].offset[0]) * plane, h_.of[h], w_.of[w]) +
+                                       (h_.shift[h] - h_.least) * line_ + w_.shift[w] - w_.least);
+    }
+
+    // Where the windows of a row begin, but for a tap's offset; `part` counts from the first.
+    int64_t row(int64_t part, int64_t d, int64_t h) {
+        const Part& p = parts_[part];
+        const int64_t plane = p.planes + (d - p.d) * lattice_[0].step;
+        mark_read(plane, p, d, h);
+        return at(plane * h_.count() * height_, 0, 0) + (h - p.h) * line_;
+    }
+    int64_t line() const { return line_; }
+    int64_t low() const { return low_; }
+    const std::vector<int64_t>& offsets() const { return offsets_; }  // of each tap
+
+    // Operands of one channel (or pair), and the whole vectors that are read behind them.
+    int64_t size() const { return static_cast<int64_t>(lines_.size()) * w_.count() * line_ + width; }
+
+    // The lines of channels `first` … of the group at `source`, each size() further; lines outside of the image are
+    // zero.
+    void fill(const S* source, int64_t first, int64_t last, Op* to) const {
+        for (int64_t i = first; i < last; ++i, to += size()) {
+            const S* const channel = source + i * per * source_.channel;
+            const bool half = per > 1 && i * per + 1 >= channels_;
+            for (size_t l = 0; l < lines_.size(); ++l) {
+                if (lines_[l] == kUnread) continue;
+                const auto block = static_cast<int64_t>(l) / height_, row = static_cast<int64_t>(l) % height_;
+                for (int64_t r = 0; r < w_.count(); ++r) {
+                    Op* const line = to + (block * w_.count() + r) * height_ * line_ + row * line_;
+                    if (lines_[l] == kOutside)
+                        std::fill_n(line, line_, Op{});
+                    else
+                        fill_line(channel + lines_[l], half, w_.values[r], line);
+                }
+            }
+        }
+    }
+
+  private:
+    struct Part {
+        int64_t image, d, h, planes;  // the planes before it
+    };
+    static constexpr int64_t kUnread = -2, kOutside = -1;
+
+    static int64_t spread(const Lattice& l) { return l.taps() ? l.offset.back() - l.offset.front() : 0; }
+
+    // The first line of a remainder; `lines` lines of all remainders along h lie before its plane.
+    int64_t at(int64_t lines, int64_t h, int64_t w) const {
+        return ((lines + h * height_) * w_.count() + w * height_) * line_;
+    }
+
+    void mark_read(int64_t plane, const Part& part, int64_t d, int64_t h) {
+        const auto& [ld, lh, lw] = lattice_;
+        for (const int64_t from_d : ld.offset)
+            for (int64_t t = 0; t < lh.taps(); ++t) {
+                const int64_t line = h - part.h + h_.shift[t] - h_.least;
+                auto& found = lines_[((plane + from_d - ld.offset[0]) * h_.count() + h_.of[t]) * height_ + line];
+                if (found != kUnread) continue;
+                const int64_t at_d = pixel_at(d * ld.step + from_d, ld.source, mode_);
+                const int64_t at_h = pixel_at(h * lh.step + lh.offset[t], lh.source, mode_);
+                found = at_d < 0 || at_h < 0 ? kOutside
+                                             : part.image * source_.image + (at_d * lh.source + at_h) * lw.source;
+            }
+    }
+
+    void fill_line(const S* source, bool half, int64_t remainder, Op* to) const {
+        if constexpr (per == 1) {
+            lay_out(source, remainder, to);
+        } else {
+            thread_local std::vector<Acc> lines;
+            const int64_t size = (line_ + width - 1) / width * width;
+            lines.assign(2 * size, Acc(0));
+            lay_out(source, remainder, lines.data());
+            if (!half) lay_out(source + source_.channel, remainder, lines.data() + size);
+            for (int64_t i = 0; i < line_; i += width) {
+                alignas(64) Op pairs[width];
+                store_zipped(Vec<Acc>::loadu(lines.data() + i), Vec<Acc>::loadu(lines.data() + size + i), pairs);
+                std::copy_n(pairs, std::min<int64_t>(width, line_ - i), to + i);
+            }
+        }
+    }
+
+    // Position j is pixel j * step + remainder.
+    void lay_out(const S* source, int64_t remainder, Acc* to) const {
+        const int64_t step = lattice_[2].step, size = lattice_[2].source;
+        const int64_t begin = low_ + w_.least, end = begin + line_;
+        const int64_t inside = std::clamp<int64_t>(0, begin, end);
+        const int64_t outside = std::clamp((size - remainder + step - 1) / step, inside, end);
+        to -= begin;
+        const auto edge = [&](int64_t from, int64_t until) {
+            for (int64_t j = from; j < until; ++j) {
+                const int64_t pixel = pixel_at(j * step + remainder, size, mode_);
+                to[j] = pixel < 0 || pixel >= size ? Acc(0) : static_cast<Acc>(source[pixel]);
+            }
+        };
+        edge(begin, inside);
+        copy_every(step, source + inside * step + remainder, source + size, outside - inside, to + inside);
+        edge(outside, end);
+    }
+
+    // to[i] = from[i * step]; nothing is read from `limit` on.
+    static void copy_every(int64_t step, const S* from, const S* limit, int64_t count, Acc* to) {
+        int64_t i = 0;
+        if (step == 1)
+            return each_vector<Acc>(
+                count, [&](int64_t j, int used) { store_as<Acc, Acc>(to + j, load_as<Acc>(from + j, used), used); });
+        if (step == 2)
+            for (; i + width <= count && from + 2 * (i + width) <= limit; i += width) {
+                const auto first = load_as<Acc>(from + 2 * i), second = load_as<Acc>(from + 2 * i + width);
+                at::vec::deinterleave2(first, second).first.store(to + i);
+            }
+        for (; i < count; ++i) to[i] = static_cast<Acc>(from[i * step]);
+    }
+
+    std::array<Lattice, 3> lattice_;
+    PaddingMode mode_;
+    PlanarStrides source_;
+    int64_t channels_;
+    Remainders h_, w_;
+    std::vector<Part> parts_;
+    std::vector<int64_t> lines_, offsets_;  // lines_: where each begins in channel 0, or kUnread, kOutside
+    int64_t low_ = 0, high_ = 0, line_ = 0, height_ = 0;
+};
+
+}  // namespace pykernels
