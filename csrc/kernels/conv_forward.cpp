@@ -21,6 +21,7 @@ template <typename S>
 void forward(const ConvForward<S>& call) {
     using Op = ProductOperandOf<S>;
     const ConvShape& s = call.shape;
+    if (is_depthwise(s)) return depthwise_forward(call);
     const auto lattice = lattices(s);
     const int64_t outputs = s.groups * s.out_channels;
     if (!s.channels_last) {

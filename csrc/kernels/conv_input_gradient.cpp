@@ -10,10 +10,7 @@ template <typename S>
 void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, const S* grad, const S* weight,
                   S* grad_input) {
     using Op = ProductOperandOf<S>;
-    std::vector<int64_t> taps;  // of the kernel, in the lattice's order
-    for (const int64_t d : lattice[0].tap)
-        for (const int64_t h : lattice[1].tap)
-            for (const int64_t w : lattice[2].tap) taps.push_back((d * s.dim[1].kernel + h) * s.dim[2].kernel + w);
+    const auto taps = taps_of(s, lattice);
     const int64_t count = static_cast<int64_t>(taps.size()), all = s.taps();
     if (!s.channels_last) {
         constexpr int per = Operand<Op>::kPerElement;
@@ -45,11 +42,9 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
 }
 
 template <typename S>
-void all_lattices(const ConvShape& s, const S* grad, const S* weight, S* grad_input) {
-    for (const auto& d : gradient_lattices(s.dim[0]))
-        for (const auto& h : gradient_lattices(s.dim[1]))
-            for (const auto& w : gradient_lattices(s.dim[2]))
-                lattice_part(s, std::array<Lattice, 3>{d, h, w}, grad, weight, grad_input);
+void all_parts(const ConvShape& s, const S* grad, const S* weight, S* grad_input) {
+    if (is_depthwise(s)) return depthwise_input_gradient(ConvInputGradient<S>{s, grad, weight, grad_input});
+    for (const auto& lattice : all_gradient_lattices(s)) lattice_part(s, lattice, grad, weight, grad_input);
 }
 
 // Adds up what the pixels of a padded image have: each pixel's own, and that of its copies in the padding, in the order
@@ -91,7 +86,7 @@ void fold_padding(const ConvShape& s, const std::array<int64_t, 3>& padded, cons
 template <typename S>
 void input_gradient(const ConvInputGradient<S>& call) {
     const ConvShape& s = call.shape;
-    if (s.mode == PaddingMode::Zeros) return all_lattices(s, call.grad, call.weight, call.grad_input);
+    if (s.mode == PaddingMode::Zeros) return all_parts(s, call.grad, call.weight, call.grad_input);
     // image by image, as if the padding were part of it
     ConvShape one = s;
     one.batch = 1;
@@ -105,7 +100,7 @@ void input_gradient(const ConvInputGradient<S>& call) {
     const int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
     const Buffer<S> image(channels * one.pixels());
     for (int64_t n = 0; n < s.batch; ++n) {
-        all_lattices(one, call.grad + n * outputs * s.places(), call.weight, image.get());
+        all_parts(one, call.grad + n * outputs * s.places(), call.weight, image.get());
         fold_padding(s, padded, image.get(), call.grad_input + n * channels * s.pixels());
     }
 }

@@ -22,6 +22,7 @@ struct Lattice {
     std::vector<int64_t> offset;   // ascending, of each tap
     std::vector<int64_t> tap;      // which tap of the kernel that is
     int64_t first = 0, apart = 1, extent = 0;
+    int64_t between = 1;  // source positions from one pixel to the next; what lies between them is zero
 
     int64_t taps() const { return static_cast<int64_t>(offset.size()); }
 };
@@ -64,6 +65,16 @@ inline std::vector<Lattice> gradient_lattices(const ConvDimension& d) {
         lattices.push_back(std::move(lattice));
     }
     return lattices;
+}
+
+// All pixels in one lattice, with zeros between the output's places: more products, but in one piece.
+inline Lattice whole_gradient_lattice(const ConvDimension& d) {
+    Lattice lattice{d.input, 1, d.output, {}, {}, 0, 1, d.input, d.stride};
+    for (int64_t t = d.kernel - 1; t >= 0; --t) {
+        lattice.offset.push_back(d.before - t * d.dilation);
+        lattice.tap.push_back(t);
+    }
+    return lattice;
 }
 
 }  // namespace pykernels

@@ -114,6 +114,7 @@ class PlanarLines {
             const bool half = per > 1 && i * per + 1 >= channels_;
             for (size_t l = 0; l < lines_.size(); ++l) {
                 if (lines_[l] == kUnread) continue;
+                if (lines_[l] >= 0 && i + 1 < last) prefetch(channel + per * source_.channel + lines_[l]);
                 const auto block = static_cast<int64_t>(l) / height_, row = static_cast<int64_t>(l) % height_;
                 for (int64_t r = 0; r < w_.count(); ++r) {
                     Op* const line = to + (block * w_.count() + r) * height_ * line_ + row * line_;
@@ -146,11 +147,17 @@ class PlanarLines {
                 const int64_t line = h - part.h + h_.shift[t] - h_.least;
                 auto& found = lines_[((plane + from_d - ld.offset[0]) * h_.count() + h_.of[t]) * height_ + line];
                 if (found != kUnread) continue;
-                const int64_t at_d = pixel_at(d * ld.step + from_d, ld.source, mode_);
-                const int64_t at_h = pixel_at(h * lh.step + lh.offset[t], lh.source, mode_);
+                const int64_t at_d = pixel(ld, d * ld.step + from_d), at_h = pixel(lh, h * lh.step + lh.offset[t]);
                 found = at_d < 0 || at_h < 0 ? kOutside
                                              : part.image * source_.image + (at_d * lh.source + at_h) * lw.source;
             }
+    }
+
+    // Asks for what the next channel's line will need.
+    void prefetch(const S* source) const {
+        const int64_t step = lattice_[2].step, begin = std::max<int64_t>((low_ + w_.least) * step, 0);
+        const int64_t end = std::min((low_ + w_.least + line_) * step, lattice_[2].source);
+        for (int64_t at = begin; at < end; at += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(source + at);
     }
 
     void fill_line(const S* source, bool half, int64_t remainder, Op* to) const {
@@ -170,10 +177,21 @@ class PlanarLines {
         }
     }
 
+    int64_t pixel(const Lattice& lattice, int64_t position) const {
+        if (position % lattice.between) return -1;
+        return pixel_at(position / lattice.between, lattice.source, mode_);
+    }
+
     // Position j is pixel j * step + remainder.
     void lay_out(const S* source, int64_t remainder, Acc* to) const {
-        const int64_t step = lattice_[2].step, size = lattice_[2].source;
+        const int64_t step = lattice_[2].step, size = lattice_[2].source, between = lattice_[2].between;
         const int64_t begin = low_ + w_.least, end = begin + line_;
+        if (between > 1) {
+            std::fill_n(to, line_, Acc(0));
+            for (int64_t i = std::max<int64_t>((begin + between - 1) / between, 0); i < size && i * between < end; ++i)
+                to[i * between - begin] = static_cast<Acc>(source[i]);
+            return;
+        }
         const int64_t inside = std::clamp<int64_t>(0, begin, end);
         const int64_t outside = std::clamp((size - remainder + step - 1) / step, inside, end);
         to -= begin;

@@ -37,79 +37,49 @@ struct RunOfRows : RowPointers<Op, Rows> {
     int64_t depth;
 };
 
-// Some rows of a block: run r begins at start[m * runs + r].
-template <typename Op, int Rows>
-struct RowRuns {
-    const Op* const* start;
-    int64_t runs, depth;
-    [[gnu::always_inline]] RunOfRows<Op, Rows> run(int64_t r) const {
-        RunOfRows<Op, Rows> rows;
-        for (int m = 0; m < Rows; ++m) rows.row[m] = start[m * runs + r];
-        rows.depth = depth;
-        return rows;
-    }
-};
-
-template <typename S, typename Op>
-class RowPatches {
-    using D = RowElement<Op>;
-    static constexpr int per = Operand<Op>::kPerElement, slack = kWidth<D>;
-    static constexpr int64_t kChannels = 16;  // of a tap that is worth a run of its own
-
+// Where the taps of a lattice's places read, pixel by pixel.
+template <typename S>
+class PixelTable {
   public:
-    // `channels` of `all_channels` are read; the source ends at `limit`. A block has at most `most` places.
-    RowPatches(const std::array<Lattice, 3>& lattice, PaddingMode mode, int64_t channels, int64_t all_channels,
-               const S* limit)
-        : lattice_(lattice), mode_(mode), channels_(channels), all_(all_channels), limit_(limit) {
-        const auto& [ld, lh, lw] = lattice;
-        lines_.resize(ld.taps() * lh.taps());
-        neighbours_ =
-            channels == all_channels && lw.taps() > 0 && lw.offset.back() - lw.offset.front() + 1 == lw.taps();
-        in_place_ = std::is_same_v<S, D> && channels % per == 0 && all_channels % per == 0 &&
-                    (channels >= kChannels || taps() == 1);
-        plain_ = true;
+    // `channels` of `all_channels` are read at each pixel.
+    PixelTable(const std::array<Lattice, 3>& lattice, PaddingMode mode, int64_t channels, int64_t all_channels)
+        : lattice_(lattice), mode_(mode), all_(all_channels), zeros_(channels + kWidth<Accumulator<S>>) {
+        lines_.resize(lattice[0].taps() * lattice[1].taps());
         for (const auto& l : lattice) plain_ &= l.first == 0 && l.apart == 1;
-        if (in_place_) zeros_ = Buffer<S>(channels), std::fill_n(zeros_.get(), channels, S(0));
+        std::fill_n(zeros_.get(), channels, S(0));
     }
 
     int64_t taps() const { return lattice_[0].taps() * lattice_[1].taps() * lattice_[2].taps(); }
-    int64_t depth() const { return (taps() * channels_ + per - 1) / per; }
-    // Runs of each row, and their depth.
-    int64_t runs() const { return in_place_ ? taps() : 1; }
-    int64_t run_depth() const { return in_place_ ? channels_ / per : depth(); }
-    // What a row takes of a thread's workspace.
-    int64_t row_bytes() const {
-        return in_place_ ? run_depth() * static_cast<int64_t>(sizeof(Op)) * 2
-                         : stride() * static_cast<int64_t>(sizeof(Op));
+
+    // to[(place - begin) * place_stride + (tap - taps.begin) * tap_stride] for the places [begin, end), counted through
+    // all images, and some taps; `source` is the first channel that is read.
+    void find(const S* source, int64_t begin, int64_t end, const Range& taps, int64_t place_stride, int64_t tap_stride,
+              const S** to) {
+        const Lattice& lw = lattice_[2];
+        each_place(source, begin, end, [&](int64_t at, int64_t w) {
+            const S** start = to + (at - begin) * place_stride;
+            for (int64_t t = taps.begin; t < taps.end; ++t, start += tap_stride) {
+                const S* const line = lines_[t / lw.taps()];
+                const int64_t pixel = line ? pixel_at(w * lw.step + lw.offset[t % lw.taps()], lw.source, mode_) : -1;
+                *start = pixel < 0 ? zeros_.get() : line + pixel * all_;
+            }
+        });
     }
 
-    void reserve(int64_t most) {
-        starts_.resize(most * runs());
-        if (!in_place_) rows_ = Buffer<Op>(most * stride());
-    }
-
-    // The places [begin, end) of all images one after the other; `source` is the first channel that is read.
-    void read(const S* source, int64_t begin, int64_t end) {
+    // Calls visit(place, its position along the last dimension), with lines() of its row.
+    template <typename Visit>
+    void each_place(const S* source, int64_t begin, int64_t end, const Visit& visit) {
         const auto& [ld, lh, lw] = lattice_;
         const int64_t plane = lh.places * lw.places, all = ld.places * plane;
         int64_t w = begin % lw.places;
         for (int64_t at = begin; at < end; ++at, ++w) {
             if (w == lw.places) w = 0;
             if (w == 0 || at == begin) find_lines(source, at / all, at % all / plane, at % plane / lw.places);
-            const Op** const start = starts_.data() + (at - begin) * runs();
-            if (in_place_) {
-                find_runs(w, start);
-            } else {
-                *start = rows_ + (at - begin) * stride();
-                gather_row(w, reinterpret_cast<D*>(rows_ + (at - begin) * stride()));
-            }
+            visit(at, w);
         }
     }
-    // From run `first` on.
-    template <int Rows>
-    RowRuns<Op, Rows> rows(int64_t row, int64_t first) const {
-        return {starts_.data() + row * runs() + first, runs(), run_depth()};
-    }
+    // Of each tap along the first two dimensions; null for zeros.
+    const std::vector<const S*>& lines() const { return lines_; }
 
     // Where the result of a place belongs, in elements of one channel.
     int64_t target(int64_t at) const {
@@ -122,9 +92,6 @@ class RowPatches {
     }
 
   private:
-    // Elements from one gathered row to the next.
-    int64_t stride() const { return (depth() + slack / per + 15) / 16 * 16; }
-
     void find_lines(const S* source, int64_t image, int64_t d, int64_t h) {
         const auto& [ld, lh, lw] = lattice_;
         size_t i = 0;
@@ -138,21 +105,89 @@ class RowPatches {
             }
     }
 
-    void find_runs(int64_t w, const Op** start) const {
-        const Lattice& lw = lattice_[2];
-        for (const S* line : lines_)
-            for (const int64_t offset : lw.offset) {
-                const int64_t pixel = line ? pixel_at(w * lw.step + offset, lw.source, mode_) : -1;
-                *start++ = reinterpret_cast<const Op*>(pixel < 0 ? zeros_.get() : line + pixel * all_);
-            }
+    std::array<Lattice, 3> lattice_;
+    PaddingMode mode_;
+    int64_t all_;
+    Buffer<S> zeros_;
+    bool plain_ = true;  // every pixel of the result has a place
+    std::vector<const S*> lines_;
+};
+
+// Some rows of a block: run r of row m begins at start[m * stride + r].
+template <typename S, typename Op, int Rows>
+struct RowRuns {
+    const S* const* start;
+    int64_t stride, depth;
+    [[gnu::always_inline]] RunOfRows<Op, Rows> run(int64_t r) const {
+        RunOfRows<Op, Rows> rows;
+        for (int m = 0; m < Rows; ++m) rows.row[m] = reinterpret_cast<const Op*>(start[m * stride + r]);
+        rows.depth = depth;
+        return rows;
     }
+};
+
+template <typename S, typename Op>
+class RowPatches {
+    using D = RowElement<Op>;
+    static constexpr int per = Operand<Op>::kPerElement, slack = kWidth<D>;
+    static constexpr int64_t kChannels = 16;  // of a tap that is worth a run of its own
+
+  public:
+    // `channels` of `all_channels` are read; the source ends at `limit`.
+    RowPatches(const std::array<Lattice, 3>& lattice, PaddingMode mode, int64_t channels, int64_t all_channels,
+               const S* limit)
+        : lattice_(lattice),
+          mode_(mode),
+          channels_(channels),
+          all_(all_channels),
+          limit_(limit),
+          table_(lattice, mode, channels, all_channels) {
+        const Lattice& lw = lattice[2];
+        neighbours_ =
+            channels == all_channels && lw.taps() > 0 && lw.offset.back() - lw.offset.front() + 1 == lw.taps();
+        in_place_ = std::is_same_v<S, D> && channels % per == 0 && all_channels % per == 0 &&
+                    (channels >= kChannels || table_.taps() == 1);
+    }
+
+    int64_t depth() const { return (table_.taps() * channels_ + per - 1) / per; }
+    // Runs of each row, and their depth.
+    int64_t runs() const { return in_place_ ? table_.taps() : 1; }
+    int64_t run_depth() const { return in_place_ ? channels_ / per : depth(); }
+    // What a row takes of a thread's workspace, or of its caches.
+    int64_t row_bytes() const { return (in_place_ ? 2 * run_depth() : stride()) * static_cast<int64_t>(sizeof(Op)); }
+
+    // For blocks of at most `most` places.
+    void reserve(int64_t most) {
+        starts_.resize(most * runs());
+        if (!in_place_) rows_ = Buffer<Op>(most * stride());
+    }
+
+    // The places [begin, end), counted through all images; `source` is the first channel that is read.
+    void read(const S* source, int64_t begin, int64_t end) {
+        if (in_place_) return table_.find(source, begin, end, {0, runs()}, runs(), 1, starts_.data());
+        table_.each_place(source, begin, end, [&](int64_t at, int64_t w) {
+            auto* const row = reinterpret_cast<D*>(rows_ + (at - begin) * stride());
+            starts_[at - begin] = reinterpret_cast<const S*>(row);
+            gather_row(w, row);
+        });
+    }
+    // From run `first` on.
+    template <int Rows>
+    RowRuns<S, Op, Rows> rows(int64_t row, int64_t first) const {
+        return {starts_.data() + row * runs() + first, runs(), run_depth()};
+    }
+    int64_t target(int64_t at) const { return table_.target(at); }
+
+  private:
+    // Elements from one gathered row to the next.
+    int64_t stride() const { return (depth() + slack / per + 15) / 16 * 16; }
 
     void gather_row(int64_t w, D* to) const {
         const Lattice& lw = lattice_[2];
         const int64_t first = w * lw.step + (lw.taps() ? lw.offset[0] : 0), run = lw.taps() * channels_;
         const bool together = neighbours_ && first >= 0 && first + lw.taps() <= lw.source;
         D* const begin = to;
-        for (const S* line : lines_) {
+        for (const S* line : table_.lines()) {
             if (!line) {
                 std::fill_n(to, run, D(0));
                 to += run;
@@ -177,10 +212,9 @@ class RowPatches {
     PaddingMode mode_;
     int64_t channels_, all_;
     const S* limit_;
-    bool neighbours_, in_place_, plain_;
-    std::vector<const S*> lines_;    // of each tap along the first two dimensions; null for zeros
-    std::vector<const Op*> starts_;  // of each place's runs
-    Buffer<S> zeros_;
+    PixelTable<S> table_;
+    bool neighbours_, in_place_;
+    std::vector<const S*> starts_;  // of each place's runs
     Buffer<Op> rows_;
 };
 

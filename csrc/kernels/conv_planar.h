@@ -5,12 +5,12 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "kernels/conv_columns.h"
+#include "kernels/conv_parts.h"
 
 namespace pykernels {
 
 inline constexpr int64_t kPatchBytes = 512 << 10;  // lines, and as much of windows, that a thread holds at once
 inline constexpr int64_t kMostPanels = 8;
-inline constexpr double kConvGrain = 1 << 17;  // multiply-adds that are worth a thread
 
 template <typename S_, typename Op_>
 struct PlanarCall {
@@ -152,6 +152,8 @@ class PlanarProduct {
             RowPointers<Op, Rows> weights;
             for (int m = 0; m < Rows; ++m)
                 weights.row[m] = call_.weights + (first + m) * depth_ + channel * call_.taps();
+            if (last == call_.pairs())
+                for (int m = 0; m < Rows; ++m) prefetch(panel.runs, call_.out + (first + m) * call_.extent());
             alignas(64) Acc sum[(Rows * Vectors + 1) * width];
             Acc* const partial = partial_ ? partial_ + row * columns + panel.column : nullptr;
             const bool ends = last == call_.pairs();
@@ -168,6 +170,13 @@ class PlanarProduct {
             for (int m = 0; m < Rows; ++m)
                 finish(sum + m * Vectors * width, call_.bias ? call_.bias[first + m] : Acc(0), panel.runs,
                        call_.out + (first + m) * call_.extent());
+        }
+
+        // The result comes from far away and is needed last: asks for it.
+        static void prefetch(const std::vector<Run>& runs, S* out) {
+            constexpr int64_t line = 64 / sizeof(S);
+            for (const auto& run : runs)
+                for (int64_t i = 0; i < run.length * run.apart; i += line) __builtin_prefetch(out + run.at + i, 1);
         }
 
         void finish(const Acc* sum, Acc bias, const std::vector<Run>& runs, S* out) const {

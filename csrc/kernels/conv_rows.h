@@ -2,6 +2,7 @@
 // packed once as panels; places are shared out among the threads.
 #pragma once
 
+#include "kernels/conv_parts.h"
 #include "kernels/conv_pixels.h"
 
 namespace pykernels {
@@ -48,7 +49,7 @@ class RowsProduct {
     void run() const {
         if (places_ == 0 || call_.columns == 0) return;
         const double work = static_cast<double>(places_) * call_.groups * call_.columns * (depth_ + 4.0);
-        parallel_region(threads_for(work, 1 << 17), [&](const Team& team) {
+        parallel_region(threads_for(work, kConvGrain), [&](const Team& team) {
             const Range own = share(call_.groups * panels_.count(), team.rank, team.size);
             for (int64_t i = own.begin; i < own.end; ++i) pack(i / panels_.count(), i % panels_.count());
             team.wait();
@@ -106,21 +107,25 @@ class RowsProduct {
                 const bool last = r + runs >= patches.runs();
                 const Op* const part_of_panel = packed + r * patches.run_depth() * columns;
                 for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
+                    const int64_t first = group * call_.columns + panels_.column(p);
+                    S* out[Rows];  // the result comes from far away and is needed last: asks for it
+                    for (int m = 0; last && m < Rows; ++m) {
+                        out[m] = call_.out + patches.target(at + row + m) * call_.groups * call_.columns + first;
+                        for (int v = 0; v < Vectors; ++v) __builtin_prefetch(out[m] + v * width, 1);
+                    }
                     alignas(64) Acc sum[Rows * columns];
                     Acc* const part = partial ? partial + row * columns : nullptr;
                     multiply_runs<Op, Rows, Vectors>(patches.template rows<Rows>(row, r), runs, part_of_panel,
                                                      r ? part : nullptr, columns, last ? sum : part, columns);
                     if (!last) return;
                     for (int m = 0; m < Rows; ++m)
-                        finish(sum + m * columns, group * call_.columns + panels_.column(p),
-                               std::min(columns, call_.columns - panels_.column(p)), patches.target(at + row + m));
+                        finish(sum + m * columns, first, std::min(columns, call_.columns - panels_.column(p)), out[m]);
                 });
             }
         });
     }
 
-    void finish(const Acc* sum, int64_t column, int64_t count, int64_t target) const {
-        S* const to = call_.out + target * call_.groups * call_.columns + column;
+    void finish(const Acc* sum, int64_t column, int64_t count, S* to) const {
         each_vector<Acc>(count, [&](int64_t i, int used) {
             V x = V::loadu(sum + i);
             if (call_.bias) x = x + load_as<Acc>(call_.bias + column + i, used);

@@ -130,12 +130,10 @@ class RowsSource {
     RowsSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t most)
         : s_(s),
           input_(input),
-          lattice_(lattice),
-          zeros_(s.in_channels + kWidth<Acc>),
+          table_(lattice, s.mode, s.in_channels, s.groups * s.in_channels),
+          pixels_(most),
           runs_(most),
-          converted_(std::is_same_v<S, Acc> ? 0 : most * stride()) {
-        std::fill_n(zeros_.get(), s.in_channels, S(0));
-    }
+          converted_(std::is_same_v<S, Acc> ? 0 : most * stride()) {}
 
     static int64_t unit(const ConvShape& s) { return s.in_channels; }
     static int64_t units(const ConvShape& s) { return s.taps(); }
@@ -143,7 +141,15 @@ class RowsSource {
     template <typename Visit>
     void read(int64_t group, int64_t first, int64_t last, int64_t begin, int64_t end, const Visit& visit) {
         for (int64_t tap = first; tap < last; ++tap) {
-            find(group, tap, begin, end);
+            table_.find(input_ + group * s_.in_channels, begin, end, {tap, tap + 1}, 1, 1, pixels_.data());
+            for (int64_t i = 0; i < end - begin; ++i) {
+                if constexpr (std::is_same_v<S, Acc>) {
+                    runs_[i] = pixels_[i];
+                } else {
+                    runs_[i] = converted_ + i * stride();
+                    copy_run(pixels_[i], s_.in_channels, pixels_[i] + s_.in_channels, converted_ + i * stride());
+                }
+            }
             visit((tap - first) * s_.in_channels, s_.in_channels,
                   [&]<int Rows, int Vectors>(int64_t row, const Acc* panel, Acc* sum, int64_t stride) {
                       multiply<Acc, Rows, Vectors>(ColumnPointers<Acc, Rows>{runs_.data(), row}, panel, end - begin,
@@ -155,37 +161,10 @@ class RowsSource {
   private:
     int64_t stride() const { return (s_.in_channels + 2 * kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>; }
 
-    void find(int64_t group, int64_t tap, int64_t begin, int64_t end) {
-        const auto& [ld, lh, lw] = lattice_;
-        const int64_t all = s_.groups * s_.in_channels;
-        const int64_t from_w = lw.offset[tap % lw.taps()], from_h = lh.offset[tap / lw.taps() % lh.taps()];
-        const int64_t from_d = ld.offset[tap / lw.taps() / lh.taps()];
-        int64_t row = -1;
-        const S* line = nullptr;
-        for (int64_t at = begin; at < end; ++at) {
-            if (at / lw.places != row) {
-                row = at / lw.places;
-                const int64_t h = pixel_at(row % lh.places * lh.step + from_h, lh.source, s_.mode);
-                const int64_t d = pixel_at(row / lh.places % ld.places * ld.step + from_d, ld.source, s_.mode);
-                const int64_t image = row / lh.places / ld.places;
-                line = h < 0 || d < 0 ? nullptr : input_ + ((image * ld.source + d) * lh.source + h) * lw.source * all;
-            }
-            const int64_t w = line ? pixel_at(at % lw.places * lw.step + from_w, lw.source, s_.mode) : -1;
-            const S* const run = w < 0 ? zeros_.get() : line + w * all + group * s_.in_channels;
-            if constexpr (std::is_same_v<S, Acc>) {
-                runs_[at - begin] = run;
-            } else {
-                Acc* const to = converted_ + (at - begin) * stride();
-                copy_run(run, s_.in_channels, run + s_.in_channels, to);
-                runs_[at - begin] = to;
-            }
-        }
-    }
-
     const ConvShape& s_;
     const S* input_;
-    const std::array<Lattice, 3>& lattice_;
-    Buffer<S> zeros_;
+    PixelTable<S> table_;
+    std::vector<const S*> pixels_;
     std::vector<const Acc*> runs_;  // what the tap reads at each place of the block
     Buffer<Acc> converted_;
 };
@@ -318,6 +297,7 @@ class WeightGradient {
 template <typename S>
 void weight_gradient(const ConvWeightGradient<S>& call) {
     using Acc = Accumulator<S>;
+    if (is_depthwise(call.shape)) return depthwise_weight_gradient(call);
     if (call.shape.channels_last)
         WeightGradient<S, RowsSource<Acc, S>>(call).run();
     else

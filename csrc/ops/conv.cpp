@@ -23,39 +23,52 @@ auto by_type(const Tensor& tensor, const Run& run) {
     }
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const ConvSizes& sizes,
+// The layout that is computed in: several outputs for a channel have no neighbours to read.
+at::MemoryFormat layout(ConvSizes& sizes) {
+    const auto& s = sizes.shape;
+    if (s.in_channels == 1 && s.groups > 1 && s.out_channels > 1) sizes.shape.channels_last = false;
+    return sizes.shape.channels_last ? sizes.format : at::MemoryFormat::Contiguous;
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const ConvSizes& given,
                bool relu) {
-    const Tensor out = at::empty(sizes.output, input.options().memory_format(sizes.format));
-    const Tensor x = input.contiguous(sizes.format), w = weight.contiguous(sizes.format);
+    ConvSizes sizes = given;
+    const auto format = layout(sizes);
+    const Tensor out = at::empty(sizes.output, input.options().memory_format(format));
+    const Tensor x = input.contiguous(format), w = weight.contiguous(format);
     by_type(input, [&]<typename S>(S) {
         using Acc = typename ConvForward<S>::Acc;
         const Tensor b = bias ? bias->to(c10::CppTypeToScalarType<Acc>::value).contiguous() : Tensor();
         conv_forward(ConvForward<S>{sizes.shape, x.const_data_ptr<S>(), w.const_data_ptr<S>(),
                                     bias ? b.const_data_ptr<Acc>() : nullptr, relu, out.data_ptr<S>()});
     });
-    return out;
+    return out.contiguous(sizes.format);
 }
 
-Tensor input_gradient(const Tensor& grad, const Tensor& weight, const ConvSizes& sizes) {
-    const Tensor out = at::empty(sizes.input, grad.options().memory_format(sizes.format));
-    const Tensor g = grad.contiguous(sizes.format), w = weight.contiguous(sizes.format);
+Tensor input_gradient(const Tensor& grad, const Tensor& weight, const ConvSizes& given) {
+    ConvSizes sizes = given;
+    const auto format = layout(sizes);
+    const Tensor out = at::empty(sizes.input, grad.options().memory_format(format));
+    const Tensor g = grad.contiguous(format), w = weight.contiguous(format);
     by_type(grad, [&]<typename S>(S) {
         conv_input_gradient(
             ConvInputGradient<S>{sizes.shape, g.const_data_ptr<S>(), w.const_data_ptr<S>(), out.data_ptr<S>()});
     });
-    return out;
+    return out.contiguous(sizes.format);
 }
 
-std::tuple<Tensor, Tensor> weight_gradient(const Tensor& input, const Tensor& grad, const ConvSizes& sizes,
+std::tuple<Tensor, Tensor> weight_gradient(const Tensor& input, const Tensor& grad, const ConvSizes& given,
                                            bool need_bias) {
-    const Tensor out = at::empty(sizes.weight, input.options().memory_format(sizes.format));
+    ConvSizes sizes = given;
+    const auto format = layout(sizes);
+    const Tensor out = at::empty(sizes.weight, input.options().memory_format(format));
     const Tensor bias = at::empty({need_bias ? sizes.weight[0] : 0}, input.options());
-    const Tensor x = input.contiguous(sizes.format), g = grad.contiguous(sizes.format);
+    const Tensor x = input.contiguous(format), g = grad.contiguous(format);
     by_type(input, [&]<typename S>(S) {
         conv_weight_gradient(ConvWeightGradient<S>{sizes.shape, x.const_data_ptr<S>(), g.const_data_ptr<S>(),
                                                    out.data_ptr<S>(), need_bias ? bias.data_ptr<S>() : nullptr});
     });
-    return {out, bias};
+    return {out.contiguous(sizes.format), bias};
 }
 
 using Operators = ConvOperators<forward, input_gradient, weight_gradient>;

@@ -1,0 +1,254 @@
+// Depthwise convolution: forward and both gradients.
+#include "kernels/conv_depthwise.h"
+
+#include "kernels/conv_parts.h"
+#include "kernels/conv_weights.h"
+
+namespace pykernels {
+namespace {
+
+template <typename S>
+using Sums = Accumulator<S>;
+
+// [taps, channels] from [channels, taps], which is what one channel a group is in both layouts.
+template <typename S>
+Buffer<Sums<S>> turned(const S* weight, int64_t channels, int64_t taps, const std::vector<int64_t>& order) {
+    Buffer<Sums<S>> to(static_cast<int64_t>(order.size()) * channels);
+    for (size_t t = 0; t < order.size(); ++t)
+        for (int64_t c = 0; c < channels; ++c)
+            to[static_cast<int64_t>(t) * channels + c] = static_cast<Sums<S>>(weight[c * taps + order[t]]);
+    return to;
+}
+
+// Gradients of the weights of planar images: every output channel's own sums, image by image.
+template <typename S>
+class PlanarWeightSums {
+    using Acc = Sums<S>;
+    using V = Vec<Acc>;
+    static constexpr int width = kWidth<Acc>, kTaps = 8;  // that are summed together
+
+  public:
+    explicit PlanarWeightSums(const ConvWeightGradient<S>& call)
+        : call_(call),
+          s_(call.shape),
+          lattice_{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])} {}
+
+    void run() const {
+        const double work =
+            static_cast<double>(s_.batch * s_.places()) * s_.groups * s_.out_channels * (s_.taps() + 4.0);
+        const int64_t values = s_.taps() + 1;
+        const int64_t parts = std::clamp<int64_t>(kDepthwiseParts / s_.groups, 1, std::max<int64_t>(s_.batch, 1));
+        const Buffer<Acc> sums(parts * s_.groups * s_.out_channels * values);
+        parallel_region(threads_for(work, kConvGrain), [&](const Team& team) {
+            const Range own = share(s_.groups * parts, team.rank, team.size);
+            if (own.size() > 0) part(own, parts, values, sums);
+            team.wait();
+            const Range outputs = share(s_.groups * s_.out_channels, team.rank, team.size);
+            for (int64_t k = outputs.begin; k < outputs.end; ++k) {
+                for (int64_t i = 0; i < values; ++i) {
+                    Acc sum(0);
+                    for (int64_t p = 0; p < parts; ++p) sum += sums[(p * s_.groups * s_.out_channels + k) * values + i];
+                    if (i < s_.taps())
+                        call_.grad_weight[k * s_.taps() + i] = static_cast<S>(sum);
+                    else if (call_.grad_bias)
+                        call_.grad_bias[k] = static_cast<S>(sum);
+                }
+            }
+        });
+    }
+
+  private:
+    void part(const Range& own, int64_t parts, int64_t values, Acc* sums) const {
+        RowBlocks<S> block(lattice_, s_.mode, s_.pixels(), 1);
+        Buffer<Acc> lines;
+        int64_t size = 0;
+        for (int64_t unit = own.begin; unit < own.end; ++unit) {
+            Acc* const to = sums + unit % parts * s_.groups * s_.out_channels * values;
+            std::fill_n(to + unit / parts * s_.out_channels * values, s_.out_channels * values, Acc(0));
+        }
+        for (int64_t b = 0; b < block.count(); ++b) {
+            block.choose(b);
+            if (block.lines().size() > size) size = block.lines().size(), lines = Buffer<Acc>(size + width);
+            for (int64_t unit = own.begin; unit < own.end; ++unit) {
+                const int64_t group = unit / parts;
+                const Range images = share(s_.batch, unit % parts, parts);
+                Acc* const to = sums + (unit % parts * s_.groups + group) * s_.out_channels * values;
+                for (int64_t n = images.begin; n < images.end; ++n) {
+                    block.lines().fill(call_.input + (n * s_.groups + group) * s_.pixels(), 0, 1, lines);
+                    for (int64_t j = 0; j < s_.out_channels; ++j)
+                        add(block, lines, call_.grad + ((n * s_.groups + group) * s_.out_channels + j) * s_.places(),
+                            to + j * values);
+                }
+            }
+        }
+    }
+
+    // The last of the sums is the gradient's own. What lies beyond a row counts as zeros, on both sides.
+    void add(const RowBlocks<S>& block, const Acc* lines, const S* grad, Acc* to) const {
+        const auto& offsets = block.lines().offsets();
+        const int64_t columns = s_.dim[2].output, taps = static_cast<int64_t>(offsets.size());
+        const S* const first = grad + block.first() * columns;
+        for (int64_t t = 0; t <= taps; t += kTaps) {
+            V sum[kTaps];
+            for (V& zero : sum) zero = V(Acc(0));
+            const int count = static_cast<int>(std::min<int64_t>(kTaps, taps + 1 - t));
+            const Acc* from[kTaps];
+            for (int i = 0; i < count; ++i) from[i] = t + i < taps ? lines + offsets[t + i] : nullptr;
+            for (size_t h = 0; h < block.rows().size(); ++h)
+                each_vector<Acc>(columns, [&](int64_t w, int used) {
+                    const V g = load_as<Acc>(first + static_cast<int64_t>(h) * columns + w, used);
+                    for (int i = 0; i < kTaps; ++i) {
+                        if (i >= count) break;
+                        sum[i] = from[i] ? at::vec::fmadd(g, load_as<Acc>(from[i] + block.rows()[h] + w, used), sum[i])
+                                         : sum[i] + g;
+                    }
+                });
+            for (int i = 0; i < count; ++i) to[t + i] += sum_of_lanes(sum[i]);
+        }
+    }
+
+    const ConvWeightGradient<S>& call_;
+    const ConvShape& s_;
+    std::array<Lattice, 3> lattice_;
+};
+
+// The same where channels lie beside each other.
+template <typename S>
+class RowWeightSums {
+    using Acc = Sums<S>;
+    using V = Vec<Acc>;
+    static constexpr int width = kWidth<Acc>, kTaps = 8;
+    static constexpr int64_t kPlaces = 64;
+
+  public:
+    explicit RowWeightSums(const ConvWeightGradient<S>& call)
+        : call_(call),
+          s_(call.shape),
+          lattice_{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])} {}
+
+    void run() const {
+        const int64_t places = s_.batch * s_.places(), channels = s_.groups,
+                      padded = (channels + width - 1) / width * width;
+        const int64_t blocks = (places + kPlaces - 1) / kPlaces, values = s_.taps() + 1;
+        const int64_t parts = std::clamp<int64_t>(blocks, 1, kDepthwiseParts);
+        const Buffer<Acc> sums(parts * values * padded);
+        const double work = static_cast<double>(places) * channels * (s_.taps() + 4.0);
+        parallel_region(threads_for(work, kConvGrain), [&](const Team& team) {
+            const Range own = share(parts, team.rank, team.size);
+            PixelTable<S> table(lattice_, s_.mode, channels, channels);
+            std::vector<const S*> pixels(kPlaces * s_.taps());
+            for (int64_t p = own.begin; p < own.end; ++p) {
+                Acc* const to = sums + p * values * padded;
+                std::fill_n(to, values * padded, Acc(0));
+                const Range mine = share(places, p, parts, kPlaces);
+                for (int64_t at = mine.begin; at < mine.end; at += kPlaces) {
+                    const int64_t end = std::min(at + kPlaces, mine.end);
+                    table.find(call_.input, at, end, {0, s_.taps()}, 1, kPlaces, pixels.data());
+                    add(pixels, at, end, padded, to);
+                }
+            }
+            team.wait();
+            const Range columns = share(channels, team.rank, team.size);
+            for (int64_t i = 0; i < values; ++i)
+                for (int64_t c = columns.begin; c < columns.end; ++c) {
+                    Acc sum(0);
+                    for (int64_t p = 0; p < parts; ++p) sum += sums[(p * values + i) * padded + c];
+                    if (i < s_.taps())
+                        call_.grad_weight[c * s_.taps() + i] = static_cast<S>(sum);
+                    else if (call_.grad_bias)
+                        call_.grad_bias[c] = static_cast<S>(sum);
+                }
+        });
+    }
+
+  private:
+    void add(const std::vector<const S*>& pixels, int64_t begin, int64_t end, int64_t padded, Acc* to) const {
+        const int64_t channels = s_.groups, taps = s_.taps();
+        for (int64_t t = 0; t <= taps; t += kTaps) {
+            const int count = static_cast<int>(std::min<int64_t>(kTaps, taps + 1 - t));
+            each_vector<Acc>(channels, [&](int64_t c, int used) {
+                V sum[kTaps];
+                for (int i = 0; i < count; ++i) sum[i] = V::loadu(to + (t + i) * padded + c);
+                for (int64_t at = begin; at < end; ++at) {
+                    const V g = load_as<Acc>(call_.grad + at * channels + c, used);
+                    for (int i = 0; i < kTaps; ++i) {
+                        if (i >= count) break;
+                        sum[i] = t + i < taps
+                                     ? at::vec::fmadd(g, load_as<Acc>(pixels[(t + i) * kPlaces + at - begin] + c, used),
+                                                      sum[i])
+                                     : sum[i] + g;
+                    }
+                }
+                for (int i = 0; i < count; ++i) sum[i].store(to + (t + i) * padded + c);
+            });
+        }
+    }
+
+    const ConvWeightGradient<S>& call_;
+    const ConvShape& s_;
+    std::array<Lattice, 3> lattice_;
+};
+
+}  // namespace
+
+template <typename S>
+void depthwise_forward(const ConvForward<S>& call) {
+    const ConvShape& s = call.shape;
+    const std::array<Lattice, 3> lattice{forward_lattice(s.dim[0]), forward_lattice(s.dim[1]),
+                                         forward_lattice(s.dim[2])};
+    if (s.channels_last) {
+        std::vector<int64_t> order(s.taps());
+        for (int64_t t = 0; t < s.taps(); ++t) order[t] = t;
+        const auto weights = turned(call.weight, s.groups, s.taps(), order);
+        const RowWindowsCall<S> windows{lattice, s.mode,    s.batch,   s.groups, call.input,
+                                        weights, call.bias, call.relu, call.out};
+        return RowWindows<S>(windows).run();
+    }
+    const auto weights = WeightRows<Sums<S>, S>::neighbours(call.weight, s.groups * s.out_channels, s.taps());
+    const PlanarWindowsCall<S> windows{lattice,    s.mode,         s.batch,   s.groups,  1,       s.out_channels,
+                                       call.input, weights.data(), call.bias, call.relu, call.out};
+    PlanarWindows<S>(windows).run();
+}
+
+template <typename S>
+void depthwise_input_gradient(const ConvInputGradient<S>& call) {
+    const ConvShape& s = call.shape;
+    if (s.channels_last) {
+        for (const auto& lattice : all_gradient_lattices(s)) {
+            const auto weights = turned(call.weight, s.groups, s.taps(), taps_of(s, lattice));
+            const RowWindowsCall<S> windows{lattice, s.mode,  s.batch, s.groups,       call.grad,
+                                            weights, nullptr, false,   call.grad_input};
+            RowWindows<S>(windows).run();
+        }
+        return;
+    }
+    const std::array<Lattice, 3> lattice{whole_gradient_lattice(s.dim[0]), whole_gradient_lattice(s.dim[1]),
+                                         whole_gradient_lattice(s.dim[2])};
+    const auto taps = taps_of(s, lattice);
+    Buffer<Sums<S>> weights(s.groups * s.out_channels * s.taps());
+    for (int64_t k = 0; k < s.groups * s.out_channels; ++k)
+        for (int64_t t = 0; t < s.taps(); ++t)
+            weights[k * s.taps() + t] = static_cast<Sums<S>>(call.weight[k * s.taps() + taps[t]]);
+    const PlanarWindowsCall<S> windows{lattice,   s.mode,  s.batch, s.groups, s.out_channels, 1,
+                                       call.grad, weights, nullptr, false,    call.grad_input};
+    PlanarWindows<S>(windows).run();
+}
+
+template <typename S>
+void depthwise_weight_gradient(const ConvWeightGradient<S>& call) {
+    if (call.shape.channels_last)
+        RowWeightSums<S>(call).run();
+    else
+        PlanarWeightSums<S>(call).run();
+}
+
+#define PYKERNELS_DEPTHWISE(S)                                           \
+    template void depthwise_forward(const ConvForward<S>&);              \
+    template void depthwise_input_gradient(const ConvInputGradient<S>&); \
+    template void depthwise_weight_gradient(const ConvWeightGradient<S>&);
+PYKERNELS_DEPTHWISE(float)
+PYKERNELS_DEPTHWISE(double)
+PYKERNELS_DEPTHWISE(c10::BFloat16)
+PYKERNELS_DEPTHWISE(c10::Half)
+
+}  // namespace pykernels

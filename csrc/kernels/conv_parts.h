@@ -1,0 +1,39 @@
+// What the files of convolution share.
+#pragma once
+
+#include "kernels/conv_lattice.h"
+
+namespace pykernels {
+
+inline constexpr double kConvGrain = 1 << 17;   // multiply-adds that are worth a thread
+inline constexpr int64_t kDepthwiseParts = 16;  // sums over places are cut into at most so many parts
+
+// One channel a group: no product. (One input channel for all outputs is one.)
+inline bool is_depthwise(const ConvShape& s) { return s.in_channels == 1 && s.groups > 1; }
+
+template <typename S>
+void depthwise_forward(const ConvForward<S>& call);
+template <typename S>
+void depthwise_input_gradient(const ConvInputGradient<S>& call);  // mode: zeros
+template <typename S>
+void depthwise_weight_gradient(const ConvWeightGradient<S>& call);
+
+// The lattices of the input's gradient: one for each remainder of the strides.
+inline std::vector<std::array<Lattice, 3>> all_gradient_lattices(const ConvShape& s) {
+    std::vector<std::array<Lattice, 3>> all;
+    for (const auto& d : gradient_lattices(s.dim[0]))
+        for (const auto& h : gradient_lattices(s.dim[1]))
+            for (const auto& w : gradient_lattices(s.dim[2])) all.push_back({d, h, w});
+    return all;
+}
+
+// Taps of the kernel, in the lattice's order.
+inline std::vector<int64_t> taps_of(const ConvShape& s, const std::array<Lattice, 3>& lattice) {
+    std::vector<int64_t> taps;
+    for (const int64_t d : lattice[0].tap)
+        for (const int64_t h : lattice[1].tap)
+            for (const int64_t w : lattice[2].tap) taps.push_back((d * s.dim[1].kernel + h) * s.dim[2].kernel + w);
+    return taps;
+}
+
+}  // namespace pykernels
