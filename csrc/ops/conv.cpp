@@ -3,25 +3,11 @@
 
 #include <torch/library.h>
 
+#include "ops/by_type.h"
 #include "ops/registry.h"
 
 namespace pykernels {
 namespace {
-
-// run(T()) with the storage type.
-template <typename Run>
-auto by_type(const Tensor& tensor, const Run& run) {
-    switch (tensor.scalar_type()) {
-        case at::kDouble:
-            return run(double());
-        case at::kFloat:
-            return run(float());
-        case at::kHalf:
-            return run(c10::Half());
-        default:
-            return run(c10::BFloat16());
-    }
-}
 
 // The layout that is computed in: several outputs for a channel have no neighbours to read.
 at::MemoryFormat layout(ConvSizes& sizes) {

@@ -42,6 +42,7 @@ struct ConvSizes {
     at::MemoryFormat format;
 };
 
+ConvSizes conv_sizes(at::IntArrayRef input, at::IntArrayRef weight, const ConvOptions& options);
 ConvSizes check_conv(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const ConvOptions& options);
 ConvSizes check_conv_input_gradient(const Tensor& grad, const Tensor& weight, at::IntArrayRef input_size,
                                     const ConvOptions& options);

@@ -46,7 +46,26 @@ void check_padding(PaddingMode mode, int64_t size, int64_t before, int64_t after
                     "] expected something to replicate, got a dimension of size 0");
 }
 
-ConvSizes sizes_of(at::IntArrayRef input, at::IntArrayRef weight, const ConvOptions& options) {
+void choose_format(ConvSizes& s, const Tensor& first, const Tensor& second) {
+    for (const auto* tensor : {&first, &second}) {
+        const auto format = tensor->suggest_memory_format();
+        if (format == at::MemoryFormat::Contiguous) continue;
+        s.format = format;
+        s.shape.channels_last = true;
+    }
+}
+
+// (torch's words for the types)
+void check_same_type(const Tensor& input, const char* name, const Tensor& other) {
+    TORCH_CHECK(input.scalar_type() == other.scalar_type(), "Input type (", input.toString(), ") and ", name, " type (",
+                other.toString(), ") should be the same");
+    TORCH_CHECK(input.device() == other.device(), "[", op, "] expected ", name, " on ", input.device(),
+                " like the input, got ", other.device());
+}
+
+}  // namespace
+
+ConvSizes conv_sizes(at::IntArrayRef input, at::IntArrayRef weight, const ConvOptions& options) {
     const auto spatial = input.size() - 2;
     TORCH_CHECK(input.size() >= 3 && input.size() <= 5, "[", op,
                 "] expected an input of 3 to 5 dimensions, got one of shape ", input);
@@ -86,25 +105,6 @@ ConvSizes sizes_of(at::IntArrayRef input, at::IntArrayRef weight, const ConvOpti
     return s;
 }
 
-void choose_format(ConvSizes& s, const Tensor& first, const Tensor& second) {
-    for (const auto* tensor : {&first, &second}) {
-        const auto format = tensor->suggest_memory_format();
-        if (format == at::MemoryFormat::Contiguous) continue;
-        s.format = format;
-        s.shape.channels_last = true;
-    }
-}
-
-// (torch's words for the types)
-void check_same_type(const Tensor& input, const char* name, const Tensor& other) {
-    TORCH_CHECK(input.scalar_type() == other.scalar_type(), "Input type (", input.toString(), ") and ", name, " type (",
-                other.toString(), ") should be the same");
-    TORCH_CHECK(input.device() == other.device(), "[", op, "] expected ", name, " on ", input.device(),
-                " like the input, got ", other.device());
-}
-
-}  // namespace
-
 bool check_conv_activation(std::string_view activation) {
     TORCH_CHECK(activation == "none" || activation == "relu", "[", op, "] expected activation none or relu, got ",
                 activation);
@@ -113,7 +113,7 @@ bool check_conv_activation(std::string_view activation) {
 
 ConvSizes check_conv(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      const ConvOptions& options) {
-    auto s = sizes_of(input.sizes(), weight.sizes(), options);
+    auto s = conv_sizes(input.sizes(), weight.sizes(), options);
     TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), "Given weight of size ", weight.sizes(),
                 ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ",
                 bias->sizes(), " instead");
@@ -126,7 +126,7 @@ ConvSizes check_conv(const Tensor& input, const Tensor& weight, const OptionalTe
 
 ConvSizes check_conv_input_gradient(const Tensor& grad, const Tensor& weight, at::IntArrayRef input_size,
                                     const ConvOptions& options) {
-    auto s = sizes_of(input_size, weight.sizes(), options);
+    auto s = conv_sizes(input_size, weight.sizes(), options);
     check_shape(op, "a gradient", grad, s.output);
     check_floating(op, "a gradient", grad);
     check_like(op, "weight", weight, grad);
@@ -136,7 +136,7 @@ ConvSizes check_conv_input_gradient(const Tensor& grad, const Tensor& weight, at
 
 ConvSizes check_conv_weight_gradient(const Tensor& input, const Tensor& grad, at::IntArrayRef weight_size,
                                      const ConvOptions& options) {
-    auto s = sizes_of(input.sizes(), weight_size, options);
+    auto s = conv_sizes(input.sizes(), weight_size, options);
     check_shape(op, "a gradient", grad, s.output);
     check_floating(op, "input", input);
     check_like(op, "a gradient", grad, input);

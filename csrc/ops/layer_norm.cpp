@@ -5,6 +5,7 @@
 
 #include <torch/library.h>
 
+#include "ops/by_type.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -36,21 +37,6 @@ class Held {
   private:
     std::vector<Tensor> tensors_;
 };
-
-// run(T()) with the storage type.
-template <typename Run>
-auto by_type(const Tensor& tensor, const Run& run) {
-    switch (tensor.scalar_type()) {
-        case at::kDouble:
-            return run(double());
-        case at::kFloat:
-            return run(float());
-        case at::kHalf:
-            return run(c10::Half());
-        default:
-            return run(c10::BFloat16());
-    }
-}
 
 LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNormSizes& s) {
     const auto options = args.input.options();
