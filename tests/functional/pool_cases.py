@@ -54,7 +54,7 @@ class Pool:
         """Kernel, stride, padding and dilation along each dimension."""
         stride = self.stride or self.kernel
         each = zip(self.kernel, stride, self.dilation if self.kind == "max" else (1, 1, 1), strict=True)
-        found = [(k, s, min(self.padding, (k - 1) * d // 2 if d > 1 else k // 2), d) for k, s, d in each]
+        found = [(k, s, min(self.padding, k // 2), d) for k, s, d in each]
         return found[3 - self.dims :]
 
     @property
@@ -118,13 +118,16 @@ def check_values(case: Pool, dtype: torch.dtype, device: Any = "cpu") -> None:
     if case.is_max:
         x = case.input(dtype, device)
         ours, twin = (call(where, case, x, indices=True) for where in (functional, reference))
-        theirs = ours["y"].new_empty(0) if torch_has_no_place(case) else call(F, case, x, indices=True)["indices"]
+        theirs = None if torch_has_no_place(case) else call(F, case, x, indices=True)["indices"]
         plain = call(functional, case, x)
         kept = call(functional, case, x.clone().requires_grad_())
-        for found in (ours, plain, kept):
+        for found in (ours, kept):
             same_values(found["y"], twin["y"])
+        same_values(plain["y"], twin["y"], zeros=False)
         assert ours["indices"].dtype == torch.int64 and torch.equal(ours["indices"], twin["indices"])
-        assert not theirs.numel() or torch.equal(ours["indices"], theirs)
+        # (torch's indices of windows of -infinity are not always the first, channels last in three dimensions)
+        there = twin["y"] != -math.inf
+        assert theirs is None or torch.equal(ours["indices"][there], theirs[there])
     if case.values == "missing":
         if not case.is_max:
             x = case.input(dtype, device)
@@ -133,22 +136,31 @@ def check_values(case: Pool, dtype: torch.dtype, device: Any = "cpu") -> None:
         return
     ours = run(functional, case, dtype, device)
     if dtype == torch.float64:
-        assert_equal(ours, run(reference, case, dtype, device), 1e-13)
-    else:
-        assert_no_worse(ours, run(F, case, dtype, device), run(reference, case, dtype, device, truth=True))
+        found = ours, run(reference, case, dtype, device)
+        if torch_has_no_place(case):  # the maximum of nothing is not a number that can be off
+            same_values(*(f.pop("y") for f in found))
+        assert_equal(*found, 1e-13)
+        return
+    # (torch's indices of windows that hold nothing are outside of its gradients; it has no avg_pool3d of 16 bits)
+    peer = reference if torch_has_no_place(case) or (case.name == "avg_pool3d" and dtype in LOW) else F
+    found = ours, run(peer, case, dtype, device), run(reference, case, dtype, device, truth=True)
+    if torch_has_no_place(case):
+        [f.pop("y") for f in found]
+    assert_no_worse(*found)
 
 
-def same_values(found: torch.Tensor, expected: torch.Tensor) -> None:
+def same_values(found: torch.Tensor, expected: torch.Tensor, zeros: bool = True) -> None:
+    """zeros: of the same sign as well (where no places are wanted, the zero of a window may be any of its zeros)."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     missing = expected.isnan()
     assert torch.equal(found.isnan(), missing)
     numbers = ~missing
     assert torch.equal(found[numbers], expected[numbers])
-    assert torch.equal(found[numbers].signbit(), expected[numbers].signbit())
+    assert not zeros or torch.equal(found[numbers].signbit(), expected[numbers].signbit())
 
 
 def torch_has_no_place(case: Pool) -> bool:
-    """Whether a window may hold nothing: torch's index is outside of the plane then."""
+    """Whether a window may hold nothing: torch's index is then outside of the plane, where its backward writes."""
     return any(d > 1 and p for *_, p, d in case.windows)
 
 

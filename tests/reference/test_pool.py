@@ -18,7 +18,7 @@ def test_equals_torch(case):
         twin, theirs = (call(where, case, x, indices=True) for where in (reference, F))
         same_values(twin["y"], theirs["y"])
         assert torch_has_no_place(case) or torch.equal(twin["indices"], theirs["indices"])
-    if case.values != "missing":
+    if case.values != "missing" and not torch_has_no_place(case):
         assert_equal(run(reference, case, torch.float64), run(F, case, torch.float64), 1e-13)
 
 
