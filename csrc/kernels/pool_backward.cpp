@@ -1,110 +1,162 @@
 // Gradients of pooling for contiguous planes, row by row of the input: each thread adds up what its own rows are due, in
 // the order of the windows.
+#include <array>
+
 #include "kernels/pool_contiguous.h"
 
 namespace pykernels {
 namespace {
 
-// A row of gradients, and of their places.
-template <typename S, typename Place>
-struct Given {
-    const S* grad;
-    const Place* places;
-    int64_t first_place;
-};
-
 template <typename S, typename Place>
 class MaxBackward {
     using Acc = Accumulator<S>;
     using V = Vec<Acc>;
-    using Rows = std::vector<Given<S, Place>>;
+    using Lines = PoolLines<Acc>;
+    static constexpr int kW = kWidth<Acc>;
+
+    // A row of gradients and of their places, of whatever type they are looked at in.
+    template <typename T, typename P>
+    struct Row {
+        const T* grad;
+        const P* places;
+        int64_t first_place;
+    };
 
   public:
-    explicit MaxBackward(const MaxPoolBackward<S>& call) : call_(call), s_(call.shape), c_(s_.columns) {
-        regular_ = !c_.adaptive && c_.stride <= 2 && s_.places() <= kLanePlaces;
-        if (!regular_) return;
-        // steps of `stride` positions, of which all windows that may hold them exist
-        const int64_t reach = (c_.kernel - 1) * c_.dilation;
-        begin_ = std::max((c_.padding + c_.stride - 1) / c_.stride, reach / c_.stride);
-        end_ = std::max(begin_, std::min(c_.out, (c_.in + c_.padding) / c_.stride));
+    explicit MaxBackward(const MaxPoolBackward<S>& call)
+        : call_(call), s_(call.shape), c_(s_.columns), axes_(s_, true), reach_((c_.kernel - 1) * c_.dilation) {
+        in_lanes_ = !c_.adaptive && c_.stride <= 2 && s_.places() <= kLanePlaces && reach_ <= c_.in + 64;
+        if (!in_lanes_) return;
+        // windows side by side without a rest: nothing but the row itself is looked at
+        in_place_ = std::is_same_v<S, Acc> && c_.padding == 0 && reach_ < c_.stride && c_.in == c_.out * c_.stride &&
+                    c_.out >= kW;
+        front_ = reach_ / c_.stride;
+        steps_ = (c_.in + c_.padding - 1) / c_.stride + 1;
+        length_ = front_ + std::max(c_.out, steps_) + 2 * kW;
+        in_lanes_ = in_place_ || Lines::fit(neighbours(s_.depth), neighbours(s_.rows), 2 * length_);
     }
 
     void run() const {
         const int64_t rows = s_.planes() * s_.depth.in * s_.rows.in;
         parallel_region(threads_for(pool_work(s_), kPoolGrain), [&](const Team& team) {
             const Range own = share(rows, team.rank, team.size);
-            if (!regular_) {
+            if (!in_lanes_) {
                 scatter(own);
             } else if (c_.stride == 1) {
-                gather<1, 0>(own);
+                c_.kernel == 3 && c_.dilation == 1 ? in_lanes<1, 3>(own) : in_lanes<1, 0>(own);
             } else if (c_.kernel == 2 && c_.dilation == 1) {
-                gather<2, 2>(own);
+                in_lanes<2, 2>(own);
             } else {
-                c_.kernel == 3 && c_.dilation == 1 ? gather<2, 3>(own) : gather<2, 0>(own);
+                c_.kernel == 3 && c_.dilation == 1 ? in_lanes<2, 3>(own) : in_lanes<2, 0>(own);
             }
         });
     }
 
   private:
-    template <typename Row>
-    void each(const Range& own, const Row& row) const {
-        Rows rows;
+    // Windows of one dimension that may hold a position.
+    static int64_t neighbours(const PoolDimension& d) {
+        if (!d.adaptive) return std::min((d.kernel - 1) * d.dilation / d.stride + 1, d.out);
+        return std::min(d.out / d.in + 2, d.out);
+    }
+
+    // Calls row(out, rows) for each row of the input, `line` making of a row of output what is wanted in `rows`.
+    template <typename T, typename P, typename Line, typename Do>
+    void each(const Range& own, const Line& line, const Do& row) const {
+        std::vector<Row<T, P>> rows;
         each_row(own, s_.depth.in, s_.rows.in, [&](int64_t plane, int64_t d, int64_t h) {
             rows.clear();
-            each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t first_place) {
-                const int64_t at = ((plane * s_.depth.out + od) * s_.rows.out + oh) * c_.out;
-                rows.push_back({call_.grad_out + at, static_cast<const Place*>(call_.places.data) + at, first_place});
+            axes_.each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t first_place) {
+                const auto [grad, places] = line(plane, od, oh);
+                rows.push_back({grad, places, first_place});
             });
             row(call_.grad_input + ((plane * s_.depth.in + d) * s_.rows.in + h) * c_.in, rows);
         });
     }
+    std::pair<const S*, const Place*> output_row(int64_t number) const {
+        return {call_.grad_out + number * c_.out, static_cast<const Place*>(call_.places.data) + number * c_.out};
+    }
+    std::pair<const S*, const Place*> output_row(int64_t plane, int64_t d, int64_t h) const {
+        return output_row((plane * s_.depth.out + d) * s_.rows.out + h);
+    }
 
     template <int kStride, int kKernel>
-    void gather(const Range& own) const {
-        each(own, [&](S* out, const Rows& rows) {
-            const int64_t first = std::min(begin_ * kStride - c_.padding, c_.in);
-            const int64_t last = std::max(first, std::min(end_ * kStride - c_.padding, c_.in));
-            for (int64_t i = 0; i < first; ++i) out[i] = one(rows, i);
-            cover<Acc>(begin_, end_, [&](int64_t j, int used) { many<kStride, kKernel>(rows, j, used, out); });
-            for (int64_t i = last; i < c_.in; ++i) out[i] = one(rows, i);
+    void in_lanes(const Range& own) const {
+        if constexpr (std::is_same_v<S, Acc>) {
+            if (in_place_) {
+                const auto line = [&](int64_t plane, int64_t d, int64_t h) { return output_row(plane, d, h); };
+                return each<Acc, Place>(own, line, [&](Acc* out, const std::vector<Row<Acc, Place>>& rows) {
+                    cover<Acc>(0, c_.out, [&](int64_t j, int) {
+                        const auto sums = lanes<kStride, kKernel>(rows, j);
+                        if constexpr (kStride == 1) {
+                            sums[0].store(out + j);
+                        } else {
+                            store_pairs_of<Acc, Acc>(out + 2 * j, sums[0], sums[1], kW);
+                        }
+                    });
+                });
+            }
+        }
+        // gradients, and behind them their places, with room on both sides for windows that are not there
+        Lines lines(neighbours(s_.depth), neighbours(s_.rows), 2 * length_, Acc(0));
+        const auto line = [&](int64_t plane, int64_t d, int64_t h) {
+            const int64_t number = (plane * s_.depth.out + d) * s_.rows.out + h;
+            const Acc* made = lines.of(number, d, h, [&](Acc* to) {
+                const auto [grad, places] = output_row(number);
+                cover<Acc>(0, c_.out, [&, grad = grad, places = places](int64_t o, int used) {
+                    load_as<Acc>(grad + o, used).store(to + front_ + o, used);
+                    load_places<Acc>(places + o, used).store(to + length_ + front_ + o, used);
+                });
+                return false;
+            }).data;
+            return std::pair(made + front_, made + length_ + front_);
+        };
+        const int64_t first = c_.padding / kStride;
+        const Buffer<Acc> due((steps_ - first + kW) * kStride);
+        each<Acc, Acc>(own, line, [&](S* out, const std::vector<Row<Acc, Acc>>& rows) {
+            for (int64_t j = first; j < steps_; j += kW) {
+                const auto sums = lanes<kStride, kKernel>(rows, j);
+                if constexpr (kStride == 1) {
+                    sums[0].store(due + j - first);
+                } else {
+                    store_pairs_of<Acc, Acc>(due + 2 * (j - first), sums[0], sums[1], kW);
+                }
+            }
+            const Acc* from = due + c_.padding - first * kStride;
+            cover<Acc>(0, c_.in,
+                       [&](int64_t i, int used) { store_as<Acc, S>(out + i, load_as<Acc>(from + i, used), used); });
         });
     }
 
-    S one(const Rows& rows, int64_t i) const {
-        const PoolRange holders = c_.holders(i);
-        Acc sum = 0;
-        for (const auto& row : rows)
-            for (int64_t o = holders.begin; o < holders.end; ++o)
-                if (const int64_t k = c_.tap(o, i); k >= 0 && static_cast<int64_t>(row.places[o]) == row.first_place + k)
-                    sum += static_cast<Acc>(row.grad[o]);
-        return static_cast<S>(sum);
-    }
-
-    // Windows in ascending order: the last column of a window first.
-    template <int kStride, int kKernel>
-    void many(const Rows& rows, int64_t j, int used, S* out) const {
-        const int64_t kernel = kKernel ? kKernel : c_.kernel;
-        V sums[kStride];
-        for (V& sum : sums) sum = V(Acc(0));
+    // What `stride` positions from j * stride - padding on are due. Windows in ascending order: the last column of a
+    // window first.
+    template <int kStride, int kKernel, typename P>
+    std::array<V, kStride> lanes(const std::vector<Row<Acc, P>>& rows, int64_t j) const {
+        const int64_t kernel = kKernel ? kKernel : c_.kernel, dilation = kKernel ? 1 : c_.dilation;
+        std::array<V, kStride> sums;
+        sums.fill(V(Acc(0)));
+        const V one(Acc(1));
         for (const auto& row : rows) {
+            V tap(static_cast<Acc>(row.first_place + kernel - 1));
             const auto add = [&](int64_t k, V& sum) {
-                const int64_t from = j - k * c_.dilation / kStride;
-                sum = add_where(load_places<Acc>(row.places + from, used), static_cast<Acc>(row.first_place + k),
-                                load_as<Acc>(row.grad + from, used), sum);
+                const int64_t from = j - k * dilation / kStride;
+                sum = add_where(load_places<Acc>(row.places + from, kW), tap, V::loadu(row.grad + from), sum);
+                tap = tap - one;
             };
-            for (int64_t k = kernel - 1; k >= 0; --k) add(k, sums[kStride == 1 ? 0 : k * c_.dilation % 2]);
+            if constexpr (kStride == 2 && kKernel >= 2) {
+                if constexpr (kKernel == 3) add(2, sums[0]);
+                add(1, sums[1]);
+                add(0, sums[0]);
+            } else {
+                for (int64_t k = kernel - 1; k >= 0; --k) add(k, sums[k * dilation % kStride]);
+            }
         }
-        S* to = out + j * kStride - c_.padding;
-        if constexpr (kStride == 1) {
-            store_as<Acc, S>(to, sums[0], used);
-        } else {
-            store_pairs_of<Acc, S>(to, sums[0], sums[1], used);
-        }
+        return sums;
     }
 
     void scatter(const Range& own) const {
         const Buffer<Acc> line(c_.in);
-        each(own, [&](S* out, const Rows& rows) {
+        const auto given = [&](int64_t plane, int64_t d, int64_t h) { return output_row(plane, d, h); };
+        each<S, Place>(own, given, [&](S* out, const std::vector<Row<S, Place>>& rows) {
             std::fill_n(line.get(), c_.in, Acc(0));
             for (const auto& row : rows)
                 for (int64_t o = 0; o < c_.out; ++o) {
@@ -121,8 +173,10 @@ class MaxBackward {
     const MaxPoolBackward<S>& call_;
     const PoolShape& s_;
     const PoolDimension& c_;
-    bool regular_;
-    int64_t begin_ = 0, end_ = 0;
+    const PoolAxes axes_;
+    const int64_t reach_;
+    bool in_lanes_, in_place_ = false;
+    int64_t front_ = 0, steps_ = 0, length_ = 0;
 };
 
 template <typename S>
@@ -136,6 +190,7 @@ class AvgBackward {
         : call_(call),
           s_(call.shape),
           c_(s_.columns),
+          axes_(s_, true),
           regular_(!c_.adaptive && c_.stride <= 2 && c_.kernel <= c_.in + 64),
           counts_(c_.out) {
         for (int64_t o = 0; o < c_.out; ++o)
@@ -169,7 +224,7 @@ class AvgBackward {
     // Adds up the rows of output that a row of input is in, each over its count.
     void collect(int64_t plane, int64_t d, int64_t h, std::vector<Row>& rows, Acc* given) const {
         rows.clear();
-        each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t) {
+        axes_.each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t) {
             const int64_t count = call_.divisor.instead
                                       ? call_.divisor.instead
                                       : s_.depth.count(od, call_.divisor.padded) * s_.rows.count(oh, call_.divisor.padded);
@@ -225,7 +280,8 @@ class AvgBackward {
     const AvgPoolBackward<S>& call_;
     const PoolShape& s_;
     const PoolDimension& c_;
-    bool regular_;
+    const PoolAxes axes_;
+    const bool regular_;
     Buffer<Acc> counts_;
 };
 

@@ -14,7 +14,7 @@ template <typename Acc, int kMost, typename Visit>
     cover<Acc>(c, channels, [&](int64_t i, int used) { visit.template operator()<1>(i, used); });
 }
 
-// The elements of one window: at `data`, `last_places` beside each other in each of `rows`.
+// The elements of one window.
 struct Elements {
     PoolRange depth, rows, columns;
     int64_t first;  // the offset of the place 0, 0, 0
@@ -46,14 +46,15 @@ template <typename Window>
 void each_window(const PoolShape& s, const Window& window) {
     const int64_t rows = s.batch * s.depth.out * s.rows.out;
     const Steps step(s);
+    const PoolAxis depth(s.depth, false), height(s.rows, false), width(s.columns, false);
     parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
         each_row(share(rows, team.rank, team.size), s.depth.out, s.rows.out, [&](int64_t n, int64_t d, int64_t h) {
-            Elements e{s.depth.taps(d), s.rows.taps(h), {}, 0};
-            const int64_t top = (n * s.depth.in + s.depth.start(d)) * s.rows.in + s.rows.start(h);
+            Elements e{depth.taps(d), height.taps(h), {}, 0};
+            const int64_t top = (n * s.depth.in + depth.start(d)) * s.rows.in + height.start(h);
             int64_t at = ((n * s.depth.out + d) * s.rows.out + h) * s.columns.out * s.channels;
             for (int64_t w = 0; w < s.columns.out; ++w, at += s.channels) {
-                e.columns = s.columns.taps(w);
-                e.first = (top * s.columns.in + s.columns.start(w)) * s.channels;
+                e.columns = width.taps(w);
+                e.first = (top * s.columns.in + width.start(w)) * s.channels;
                 window(at, d, h, w, e, step);
             }
         });
@@ -94,9 +95,10 @@ void max_with_places(const MaxPoolForward<S>& call) {
             for (V& one : best) one = V(MaximumOf<Acc>::kNothing);
             for (V& one : place) one = V(static_cast<Acc>(first));
             each_element(s, step, e, [&](int64_t offset, int64_t k) {
+                const V tap(static_cast<Acc>(k));
                 for (int i = 0; i < kRun; ++i)
-                    take_larger(load_as<Acc>(call.input + offset + c + i * kWidth<Acc>, used), static_cast<Acc>(k),
-                                best[i], place[i]);
+                    take_larger<true>(load_as<Acc>(call.input + offset + c + i * kWidth<Acc>, used), tap, best[i],
+                                      place[i]);
             });
             for (int i = 0; i < kRun; ++i) {
                 store_as<Acc, S>(call.out + at + c + i * kWidth<Acc>, best[i], used);
@@ -121,18 +123,20 @@ void each_position(const PoolShape& s, const Note& note, const Put& put) {
     struct OfRow {
         int64_t d, h, first_place;
     };
+    const PoolAxes axes(s, true);
+    const PoolAxis width(s.columns, true);
     parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
         std::vector<OfRow> above;
         std::vector<Holder<Say>> holders;
         each_row(share(rows, team.rank, team.size), s.depth.in, s.rows.in, [&](int64_t n, int64_t d, int64_t h) {
             above.clear();
-            each_holder(s, d, h, [&](int64_t od, int64_t oh, int64_t place) { above.push_back({od, oh, place}); });
+            axes.each_holder(s, d, h, [&](int64_t od, int64_t oh, int64_t place) { above.push_back({od, oh, place}); });
             for (int64_t w = 0; w < s.columns.in; ++w) {
                 holders.clear();
-                const PoolRange beside = s.columns.holders(w);
+                const PoolRange& beside = width.holders(w);
                 for (const OfRow& row : above)
                     for (int64_t ow = beside.begin; ow < beside.end; ++ow)
-                        if (const int64_t k = s.columns.tap(ow, w); k >= 0)
+                        if (const int64_t k = width.tap(ow, w); k >= 0)
                             holders.push_back({(((n * s.depth.out + row.d) * s.rows.out + row.h) * s.columns.out + ow) *
                                                    s.channels,
                                                note(row.d, row.h, ow, row.first_place + k)});
@@ -156,7 +160,7 @@ void max_gradient(const MaxPoolBackward<S>& call) {
             for (const auto& holder : holders)
                 for (int i = 0; i < kRun; ++i) {
                     const int64_t from = holder.at + c + i * kWidth<Acc>;
-                    sum[i] = add_where(load_places<Acc>(places + from, used), holder.say,
+                    sum[i] = add_where(load_places<Acc>(places + from, used), V(holder.say),
                                        load_as<Acc>(call.grad_out + from, used), sum[i]);
                 }
             for (int i = 0; i < kRun; ++i)

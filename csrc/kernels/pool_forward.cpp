@@ -9,14 +9,16 @@ namespace {
 template <typename Join, typename Acc, typename S, typename Row>
 void by_rows(const PoolShape& s, const S* input, const Row& row) {
     const int64_t rows = s.planes() * s.depth.out * s.rows.out;
+    const PoolAxes axes(s, false);
     parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
         PoolLine<Join, Acc> line(s.columns);
-        std::vector<PoolRow<S>> found;
         std::vector<const S*> pointers;
         each_row(share(rows, team.rank, team.size), s.depth.out, s.rows.out, [&](int64_t plane, int64_t d, int64_t h) {
-            rows_of_windows(s, input + plane * s.in_plane(), d, h, found);
             pointers.clear();
-            for (const auto& one : found) pointers.push_back(one.data);
+            const S* from = input + plane * s.in_plane();
+            axes.each_of_window(s, d, h, [&](int64_t id, int64_t ih, int64_t) {
+                pointers.push_back(from + (id * s.rows.in + ih) * s.columns.in);
+            });
             row(((plane * s.depth.out + d) * s.rows.out + h) * s.columns.out, d, h, line, pointers);
         });
     });

@@ -15,7 +15,13 @@ template <typename T>
 struct MaximumOf {
     static constexpr T kNothing = -std::numeric_limits<T>::infinity();
     // (of two equal ones the second: zeros keep the sign of the first that came)
-    static Vec<T> join(const Vec<T>& next, const Vec<T>& so_far) { return at::vec::maximum(next, so_far); }
+    static Vec<T> join(const Vec<T>& next, const Vec<T>& so_far) {
+#if defined(CPU_CAPABILITY_AVX512)
+        if constexpr (std::is_same_v<T, float>)
+            return _mm512_mask_mov_ps(_mm512_max_ps(next, so_far), _mm512_cmp_ps_mask(next, next, _CMP_UNORD_Q), next);
+#endif
+        return at::vec::maximum(next, so_far);
+    }
     static T join(T next, T so_far) { return next > so_far || std::isnan(next) ? next : so_far; }
 };
 
@@ -26,37 +32,52 @@ struct SumOf {
     static T join(T next, T so_far) { return so_far + next; }
 };
 
-// Where `next` is larger than `best` or not a number, it and its place are taken.
-template <typename T>
-inline void take_larger(const Vec<T>& next, T tap, Vec<T>& best, Vec<T>& place) {
-    const Vec<T> larger = (next > best) | next.isnan();
+// Where `next` is larger than `best` or, if that may be (kMissing), not a number, it and its place are taken.
+template <bool kMissing, typename T>
+inline void take_larger(const Vec<T>& next, const Vec<T>& tap, Vec<T>& best, Vec<T>& place) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<T, float>) {
+        __mmask16 larger = _mm512_cmp_ps_mask(next, best, _CMP_GT_OQ);
+        best = _mm512_max_ps(next, best);  // the second of two that are equal, or where one is not a number
+        if constexpr (kMissing) {
+            const __mmask16 missing = _mm512_cmp_ps_mask(next, next, _CMP_UNORD_Q);
+            best = _mm512_mask_mov_ps(best, missing, next);
+            larger |= missing;
+        }
+        place = _mm512_mask_mov_ps(place, larger, tap);
+        return;
+    }
+#endif
+    Vec<T> larger = next > best;
+    if constexpr (kMissing) larger = larger | next.isnan();
     best = Vec<T>::blendv(best, next, larger);
-    place = Vec<T>::blendv(place, Vec<T>(tap), larger);
+    place = Vec<T>::blendv(place, tap, larger);
 }
 
 // The gradients whose place is this one, added to a sum.
 template <typename T>
-inline Vec<T> add_where(const Vec<T>& places, T tap, const Vec<T>& grad, const Vec<T>& sum) {
-    return sum + Vec<T>::blendv(Vec<T>(T(0)), grad, places == Vec<T>(tap));
-}
-
+inline Vec<T> add_where(const Vec<T>& places, const Vec<T>& tap, const Vec<T>& grad, const Vec<T>& sum) {
 #if defined(CPU_CAPABILITY_AVX512)
-inline void take_larger(const Vec<float>& next, float tap, Vec<float>& best, Vec<float>& place) {
-    const __mmask16 larger = _mm512_cmp_ps_mask(next, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(next, next, _CMP_UNORD_Q);
-    best = _mm512_mask_mov_ps(best, larger, next);
-    place = _mm512_mask_mov_ps(place, larger, _mm512_set1_ps(tap));
-}
-inline Vec<float> add_where(const Vec<float>& places, float tap, const Vec<float>& grad, const Vec<float>& sum) {
-    const __mmask16 equal = _mm512_cmp_ps_mask(places, _mm512_set1_ps(tap), _CMP_EQ_OQ);
-    return _mm512_mask_add_ps(sum, equal, sum, grad);
-}
+    if constexpr (std::is_same_v<T, float>)
+        return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(places, tap, _CMP_EQ_OQ), sum, grad);
 #endif
+    return sum + Vec<T>::blendv(Vec<T>(T(0)), grad, places == tap);
+}
+// Whether any of the lanes is not a number.
+template <typename T>
+inline bool any_missing(const Vec<T>& value) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<T, float>) return _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q) != 0;
+#endif
+    return value.has_inf_nan() && value.isnan().zero_mask() != (1 << kWidth<T>) - 1;
+}
 
 // Places are kept in lanes of the accumulator's type, which holds whole numbers up to kLanePlaces exactly.
 inline constexpr int64_t kLanePlaces = int64_t{1} << 24;
 
 template <typename T, typename Place>
 inline Vec<T> load_places(const Place* p, int count) {
+    if constexpr (std::is_same_v<T, Place>) return Vec<T>::loadu(p, count);
     alignas(64) T lanes[kWidth<T>] = {};
     for (int i = 0; i < count; ++i) lanes[i] = static_cast<T>(p[i]);
     return Vec<T>::loadu(lanes);
