@@ -148,8 +148,10 @@ def _max_unpool(dims: int, input: Tensor, indices: Tensor, *window: Any) -> Tens
     size = unpooled_size(dims, input, *window)
     kernels = raw_kernels(input, indices)
     if kernels is not None:
-        return _apply_unpool(kernels, size, input, indices) if wants_grad(input) else kernels.max_unpool(
-            input, indices, size
+        return (
+            _apply_unpool(kernels, size, input, indices)
+            if wants_grad(input)
+            else kernels.max_unpool(input, indices, size)
         )
     _dispatch.check_devices("max_unpool", input, indices)
     return _pool_ops.unpool(input, indices, size)
@@ -176,7 +178,7 @@ def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
 
     Args:
         input: x, [N, C, H, W] or [C, H, W], contiguous or channels last; y is in the same format.
-        kernel_size, stride, padding, dilation: K, s, p and d, one number or two; s is K by default, p at most half of K.
+        kernel_size, stride, padding, dilation: K, s, p and d, one number or two; s is K by default, p at most K / 2.
         ceil_mode: windows may reach beyond the padding behind.
         return_indices: also the indices into the planes of x, int64.
 
@@ -208,7 +210,7 @@ def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    r"""The largest element of each of so many windows; takes what :func:`torch.nn.functional.adaptive_max_pool2d` takes.
+    r"""The largest element of so many windows; takes what :func:`torch.nn.functional.adaptive_max_pool2d` takes.
 
     Along a dimension of n elements, window o of m has those from :math:`\lfloor o n / m \rfloor` to before
     :math:`\lceil (o + 1) n / m \rceil`. Else as :func:`max_pool2d`.
@@ -244,7 +246,7 @@ def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
 
     Args:
         input: x, [N, C, H, W] or [C, H, W], contiguous or channels last; y is in the same format.
-        kernel_size, stride, padding: K, s and p, one number or two; s is K by default, p at most half of K.
+        kernel_size, stride, padding: K, s and p, one number or two; s is K by default, p at most K / 2.
         ceil_mode: windows may reach beyond the padding behind.
         count_include_pad: c is the number of elements with those of the padding, or without.
         divisor_override: c.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -77,7 +78,8 @@ def fixed_window(
 
 def adaptive_window(dims: int, size: Sequence[int], output_size: Any) -> Window:
     """None in `output_size` keeps the size."""
-    wanted = (output_size,) * dims if output_size is None or isinstance(output_size, int) else tuple(output_size)
+    single = output_size is None or isinstance(output_size, int)
+    wanted: tuple[Any, ...] = (output_size,) * dims if single else tuple(output_size)
     if None in wanted:
         wanted = tuple(n if out is None else out for n, out in zip(size[-dims:], wanted, strict=True))
     return Window((), (), (), (), False, wanted)
@@ -181,9 +183,7 @@ def unpooled_size(
     """
     kernel = spread(kernel_size, dims)
     steps = kernel if stride is None else spread(stride, dims)
-    return tuple(
-        torch.nn.functional._unpool_output_size(input, kernel, steps, spread(padding, dims), output_size)  # type: ignore[arg-type]
-    )
+    return tuple(F._unpool_output_size(input, kernel, steps, spread(padding, dims), output_size))  # type: ignore[attr-defined]
 
 
 def _max_pool(dims: int, input: Tensor, *window: Any, return_indices: bool) -> Any:
