@@ -115,6 +115,26 @@ def check_layer_norm(device: str) -> Iterator[Check]:
         yield from compare(f"layer norm of {what}", device, run, functional.layer_norm, reference.layer_norm, drawn)
 
 
+def check_pool(device: str) -> Iterator[Check]:
+    """Maxima and means of overlapping windows, contiguous and channels last, and adaptive ones."""
+    options = {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}
+    for name, keywords in (
+        ("max_pool2d", options),
+        ("avg_pool2d", options),
+        ("adaptive_avg_pool2d", {"output_size": 7}),
+    ):
+        for form in (torch.contiguous_format, torch.channels_last):
+            # no two alike in any dtype, so that rounding does not move a maximum
+            values = torch.randperm(2 * 5 * 12 * 10, generator=torch.Generator().manual_seed(0)).double()
+            drawn = [(values % 251 + values.div(251, rounding_mode="floor") / 2).reshape(2, 5, 12, 10) / 64]
+
+            def run(op: Callable[..., Any], tensors: list[Tensor], form: Any = form, keywords: Any = keywords) -> Any:
+                return (op(tensors[0].contiguous(memory_format=form), **keywords),)
+
+            what = f"{name}{', channels last' if form == torch.channels_last else ''}"
+            yield from compare(what, device, run, getattr(functional, name), getattr(reference, name), drawn)
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -174,6 +194,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "attention": check_attention,
     "dot attention": check_dot_attention,
     "layer norm": check_layer_norm,
+    "pooling": check_pool,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

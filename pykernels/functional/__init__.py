@@ -6,10 +6,30 @@ from .gru import gru, gru_cell
 from .layer_norm import layer_norm
 from .lstm import lstm, lstm_cell
 from .multi_head_attention import multi_head_attention_forward
+from .pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from .random import random_mask
 from .rnn import rnn, rnn_cell
 
 __all__ = [
     "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell",
     "scaled_dot_product_attention", "dot_attention", "multi_head_attention_forward", "layer_norm", "random_mask",
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "max_unpool1d", "max_unpool2d", "max_unpool3d",
 ]  # fmt: skip

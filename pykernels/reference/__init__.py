@@ -5,6 +5,23 @@ from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
 from .layer_norm import layer_norm, layer_norm_total
 from .lstm import lstm, lstm_cell, lstm_layer
+from .pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
@@ -16,5 +33,8 @@ __all__ = [
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
     "scaled_dot_product_attention", "attention", "attention_keep", "attention_weights", "dot_attention",
     "layer_norm", "layer_norm_total",
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "random_mask",
 ]  # fmt: skip

@@ -1,0 +1,229 @@
+// Pooling where the channels of one position lie beside each other: they are the lanes, windows are walked element by
+// element.
+#include "kernels/pool_contiguous.h"
+
+namespace pykernels {
+namespace {
+
+// Calls visit.template operator()<n>(c, lanes) for runs of n vectors of channels.
+template <typename Acc, int kMost, typename Visit>
+[[gnu::always_inline]] inline void each_run(int64_t channels, const Visit& visit) {
+    constexpr int width = kWidth<Acc>;
+    int64_t c = 0;
+    for (; c + kMost * width <= channels; c += kMost * width) visit.template operator()<kMost>(c, width);
+    cover<Acc>(c, channels, [&](int64_t i, int used) { visit.template operator()<1>(i, used); });
+}
+
+// The elements of one window.
+struct Elements {
+    PoolRange depth, rows, columns;
+    int64_t first;  // the offset of the place 0, 0, 0
+};
+
+struct Steps {
+    int64_t depth, rows, columns;  // from one place to the next, in elements
+
+    explicit Steps(const PoolShape& s)
+        : depth(s.rows.in * s.columns.in * s.channels * s.depth.dilation),
+          rows(s.columns.in * s.channels * s.rows.dilation),
+          columns(s.channels * s.columns.dilation) {}
+};
+
+// Visits what a window holds in the order of its places: visit(offset, place).
+template <typename Visit>
+[[gnu::always_inline]] inline void each_element(const PoolShape& s, const Steps& step, const Elements& e,
+                                                const Visit& visit) {
+    for (int64_t kd = e.depth.begin; kd < e.depth.end; ++kd)
+        for (int64_t kh = e.rows.begin; kh < e.rows.end; ++kh) {
+            const int64_t offset = e.first + kd * step.depth + kh * step.rows;
+            const int64_t place = (kd * s.rows.kernel + kh) * s.columns.kernel;
+            for (int64_t kw = e.columns.begin; kw < e.columns.end; ++kw) visit(offset + kw * step.columns, place + kw);
+        }
+}
+
+// Runs window(offset of the output, d, h, w, elements) for every window.
+template <typename Window>
+void each_window(const PoolShape& s, const Window& window) {
+    const int64_t rows = s.batch * s.depth.out * s.rows.out;
+    const Steps step(s);
+    const PoolAxis depth(s.depth, false), height(s.rows, false), width(s.columns, false);
+    parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
+        each_row(share(rows, team.rank, team.size), s.depth.out, s.rows.out, [&](int64_t n, int64_t d, int64_t h) {
+            Elements e{depth.taps(d), height.taps(h), {}, 0};
+            const int64_t top = (n * s.depth.in + depth.start(d)) * s.rows.in + height.start(h);
+            int64_t at = ((n * s.depth.out + d) * s.rows.out + h) * s.columns.out * s.channels;
+            for (int64_t w = 0; w < s.columns.out; ++w, at += s.channels) {
+                e.columns = width.taps(w);
+                e.first = (top * s.columns.in + width.start(w)) * s.channels;
+                window(at, d, h, w, e, step);
+            }
+        });
+    });
+}
+
+template <typename Join, typename S, typename Finish>
+void put_together(const PoolShape& s, const S* input, S* out, const Finish& finish) {
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    each_window(s, [&](int64_t at, int64_t d, int64_t h, int64_t w, const Elements& e, const Steps& step) {
+        const auto divide = finish(d, h, w);
+        each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+            V found[kRun];
+            for (V& one : found) one = V(Join::kNothing);
+            each_element(s, step, e, [&](int64_t offset, int64_t) {
+                for (int i = 0; i < kRun; ++i)
+                    found[i] = Join::join(load_as<Acc>(input + offset + c + i * kWidth<Acc>, used), found[i]);
+            });
+            for (int i = 0; i < kRun; ++i) store_as<Acc, S>(out + at + c + i * kWidth<Acc>, divide(found[i]), used);
+        });
+    });
+}
+
+template <typename S, typename Place>
+void max_with_places(const MaxPoolForward<S>& call) {
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    const PoolShape& s = call.shape;
+    Place* const places = static_cast<Place*>(call.places.data);
+    each_window(s, [&](int64_t at, int64_t, int64_t, int64_t, const Elements& e, const Steps& step) {
+        const bool empty =
+            e.depth.begin >= e.depth.end || e.rows.begin >= e.rows.end || e.columns.begin >= e.columns.end;
+        const int64_t first =
+            empty ? 0 : (e.depth.begin * s.rows.kernel + e.rows.begin) * s.columns.kernel + e.columns.begin;
+        each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+            V best[kRun], place[kRun];
+            for (V& one : best) one = V(MaximumOf<Acc>::kNothing);
+            for (V& one : place) one = V(static_cast<Acc>(first));
+            each_element(s, step, e, [&](int64_t offset, int64_t k) {
+                const V tap(static_cast<Acc>(k));
+                for (int i = 0; i < kRun; ++i)
+                    take_larger<true>(load_as<Acc>(call.input + offset + c + i * kWidth<Acc>, used), tap, best[i],
+                                      place[i]);
+            });
+            for (int i = 0; i < kRun; ++i) {
+                store_as<Acc, S>(call.out + at + c + i * kWidth<Acc>, best[i], used);
+                store_places(places + at + c + i * kWidth<Acc>, place[i], used);
+            }
+        });
+    });
+}
+
+// A window that holds a position: where its gradient lies, and what it says of the position.
+template <typename Say>
+struct Holder {
+    int64_t at;
+    Say say;
+};
+
+// For every position of the input: row(offset, holders), where say(d, h, w, place) is noted of each window that holds
+// it.
+template <typename Say, typename Note, typename Put>
+void each_position(const PoolShape& s, const Note& note, const Put& put) {
+    const int64_t rows = s.batch * s.depth.in * s.rows.in;
+    struct OfRow {
+        int64_t d, h, first_place;
+    };
+    const PoolAxes axes(s, true);
+    const PoolAxis width(s.columns, true);
+    parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
+        std::vector<OfRow> above;
+        std::vector<Holder<Say>> holders;
+        each_row(share(rows, team.rank, team.size), s.depth.in, s.rows.in, [&](int64_t n, int64_t d, int64_t h) {
+            above.clear();
+            axes.each_holder(s, d, h, [&](int64_t od, int64_t oh, int64_t place) { above.push_back({od, oh, place}); });
+            for (int64_t w = 0; w < s.columns.in; ++w) {
+                holders.clear();
+                const PoolRange& beside = width.holders(w);
+                for (const OfRow& row : above)
+                    for (int64_t ow = beside.begin; ow < beside.end; ++ow)
+                        if (const int64_t k = width.tap(ow, w); k >= 0)
+                            holders.push_back({(((n * s.depth.out + row.d) * s.rows.out + row.h) * s.columns.out + ow) *
+                                                   s.channels,
+                                               note(row.d, row.h, ow, row.first_place + k)});
+                put((((n * s.depth.in + d) * s.rows.in + h) * s.columns.in + w) * s.channels, holders);
+            }
+        });
+    });
+}
+
+template <typename S, typename Place>
+void max_gradient(const MaxPoolBackward<S>& call) {
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    const PoolShape& s = call.shape;
+    const Place* const places = static_cast<const Place*>(call.places.data);
+    const auto note = [](int64_t, int64_t, int64_t, int64_t place) { return static_cast<Acc>(place); };
+    each_position<Acc>(s, note, [&](int64_t at, const std::vector<Holder<Acc>>& holders) {
+        each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+            V sum[kRun];
+            for (V& one : sum) one = V(Acc(0));
+            for (const auto& holder : holders)
+                for (int i = 0; i < kRun; ++i) {
+                    const int64_t from = holder.at + c + i * kWidth<Acc>;
+                    sum[i] = add_where(load_places<Acc>(places + from, used), V(holder.say),
+                                       load_as<Acc>(call.grad_out + from, used), sum[i]);
+                }
+            for (int i = 0; i < kRun; ++i)
+                store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
+        });
+    });
+}
+
+// What a mean divides by.
+template <typename Acc>
+Acc divisor_of(const PoolShape& s, const PoolDivisor& divisor, int64_t d, int64_t h, int64_t w) {
+    if (divisor.instead) return static_cast<Acc>(divisor.instead);
+    return static_cast<Acc>(s.depth.count(d, divisor.padded) * s.rows.count(h, divisor.padded) *
+                            s.columns.count(w, divisor.padded));
+}
+
+}  // namespace
+
+template <typename Call>
+void pool_channels_last(const Call& call) {
+    using S = typename Call::Storage;
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    const PoolShape& s = call.shape;
+    if constexpr (std::is_same_v<Call, MaxPoolForward<S>>) {
+        if (call.places.data) return call.places.wide ? max_with_places<S, int64_t>(call) : max_with_places<S, uint8_t>(call);
+        const auto as_it_is = [](int64_t, int64_t, int64_t) { return [](const V& found) { return found; }; };
+        put_together<MaximumOf<Acc>>(s, call.input, call.out, as_it_is);
+    } else if constexpr (std::is_same_v<Call, MaxPoolBackward<S>>) {
+        call.places.wide ? max_gradient<S, int64_t>(call) : max_gradient<S, uint8_t>(call);
+    } else if constexpr (std::is_same_v<Call, AvgPoolForward<S>>) {
+        put_together<SumOf<Acc>>(s, call.input, call.out, [&](int64_t d, int64_t h, int64_t w) {
+            return [by = V(divisor_of<Acc>(s, call.divisor, d, h, w))](const V& sum) { return sum / by; };
+        });
+    } else {
+        const auto note = [&](int64_t d, int64_t h, int64_t w, int64_t) {
+            return Acc(1) / divisor_of<Acc>(s, call.divisor, d, h, w);
+        };
+        each_position<Acc>(s, note, [&](int64_t at, const std::vector<Holder<Acc>>& holders) {
+            each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+                V sum[kRun];
+                for (V& one : sum) one = V(Acc(0));
+                for (const auto& holder : holders)
+                    for (int i = 0; i < kRun; ++i) {
+                        const V grad = load_as<Acc>(call.grad_out + holder.at + c + i * kWidth<Acc>, used);
+                        sum[i] = at::vec::fmadd(grad, V(holder.say), sum[i]);
+                    }
+                for (int i = 0; i < kRun; ++i)
+                    store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
+            });
+        });
+    }
+}
+
+#define PYKERNELS_POOL(S)                                          \
+    template void pool_channels_last(const MaxPoolForward<S>&);  \
+    template void pool_channels_last(const MaxPoolBackward<S>&); \
+    template void pool_channels_last(const AvgPoolForward<S>&);  \
+    template void pool_channels_last(const AvgPoolBackward<S>&);
+PYKERNELS_POOL(float)
+PYKERNELS_POOL(double)
+PYKERNELS_POOL(c10::BFloat16)
+PYKERNELS_POOL(c10::Half)
+#undef PYKERNELS_POOL
+
+}  // namespace pykernels
