@@ -1,6 +1,7 @@
 """The operators as functions. `pykernels.reference` has the same names in plain PyTorch."""
 
 from .attention import scaled_dot_product_attention
+from .conv import conv1d, conv2d, conv3d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell
 from .layer_norm import layer_norm
@@ -12,4 +13,5 @@ from .rnn import rnn, rnn_cell
 __all__ = [
     "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell",
     "scaled_dot_product_attention", "dot_attention", "multi_head_attention_forward", "layer_norm", "random_mask",
+    "conv1d", "conv2d", "conv3d",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The twins: every operator of `pykernels.functional` in plain PyTorch, written as its equations."""
 
 from .attention import attention, attention_keep, attention_weights, scaled_dot_product_attention
+from .conv import conv, conv1d, conv2d, conv3d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
 from .layer_norm import layer_norm, layer_norm_total
@@ -16,5 +17,6 @@ __all__ = [
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
     "scaled_dot_product_attention", "attention", "attention_keep", "attention_weights", "dot_attention",
     "layer_norm", "layer_norm_total",
+    "conv", "conv1d", "conv2d", "conv3d",
     "random_mask",
 ]  # fmt: skip
