@@ -8,6 +8,9 @@ from .nn import (
     GRU,
     LSTM,
     RNN,
+    Conv1d,
+    Conv2d,
+    Conv3d,
     DotAttention,
     GRUCell,
     JordanRNN,
@@ -22,5 +25,6 @@ from .nn import (
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
     "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
+    "Conv1d", "Conv2d", "Conv3d",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip
