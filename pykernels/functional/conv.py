@@ -80,13 +80,12 @@ def _convolve(
         if options is None:
             return _by_torch(spatial, input, weight, bias, *given)
         unbatched = input.dim() == spatial + 1
-        if unbatched:
-            input = input.unsqueeze(0)
+        batch = input.unsqueeze(0) if unbatched else input
         ending = "none" if activation is None else activation
-        if wants_grad(input, weight, bias):
-            out = _apply(kernels, options, ending, input, weight, bias)
+        if wants_grad(batch, weight, bias):
+            out = _apply(kernels, options, ending, batch, weight, bias)
         else:
-            out = kernels.conv_forward(input, weight, bias, *options, ending)
+            out = kernels.conv_forward(batch, weight, bias, *options, ending)
         return out.squeeze(0) if unbatched else out
     except Exception as error:
         if isinstance(input, Tensor) and input.layout != torch.strided:

@@ -103,10 +103,14 @@ def check(
         )
     found = numbers(spatial, shape[2:], stride, padding, dilation)
     strides, pads, dilations = found
-    positive = ("non-positive stride", strides, 1), ("non-positive dilation", dilations, 1)
-    for name, values, least in (("negative padding", pads, 0), *positive):
+    for least, text, values in (
+        (0, "negative padding is not supported", pads),
+        (1, "non-positive stride is not supported", strides),
+        (0, "dilation should be greater than zero", dilations),
+        (1, "non-positive dilation is not supported", dilations),
+    ):
         if any(value < least for value in values):
-            raise RuntimeError(f"{name} is not supported")
+            raise RuntimeError(text)
     _check_channels(sizes, shape, bias, groups)
     _check_padding(sizes, pads, padding_mode)
     padded = [i + pads[2 * n] + pads[2 * n + 1] for n, i in enumerate(sizes[2:])]
