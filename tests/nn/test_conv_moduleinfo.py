@@ -101,7 +101,7 @@ def test_memory_formats(kind, device):
                     y = module.to(memory_format=of_weight)(x.contiguous(memory_format=of_input), **kwargs)
                     found.append((y, torch._prims_common.suggest_memory_format(y)))
                 torch.testing.assert_close(found[0][0], found[1][0])
-                if ours.padding != "same" or kind is nn.Conv2d:  # (of which torch's Conv3d makes a contiguous result)
+                if kind is nn.Conv2d:  # (torch's Conv3d computes some of the samples in the other format)
                     assert found[0][1] == found[1][1]
 
 
