@@ -17,6 +17,9 @@ from .nn import (
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
+    Conv1d,
+    Conv2d,
+    Conv3d,
     DotAttention,
     GRUCell,
     JordanRNN,
@@ -42,5 +45,6 @@ __all__ = [
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
+    "Conv1d", "Conv2d", "Conv3d",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

@@ -135,6 +135,29 @@ def check_pool(device: str) -> Iterator[Check]:
             yield from compare(what, device, run, getattr(functional, name), getattr(reference, name), drawn)
 
 
+def check_conv(device: str) -> Iterator[Check]:
+    """Of one to three dimensions; grouped, depthwise, padded and strided in every way; with ReLU."""
+    everything = {
+        "stride": 2, "padding": ((0, 2), (1, 1)), "dilation": (1, 2), "groups": 2, "padding_mode": "reflect",
+        "activation": "relu",
+    }  # fmt: skip
+    forms: list[tuple[str, str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+        ("conv1d, full", "conv1d", (3, 5, 41), (23, 5, 4), {"padding": "full"}),
+        ("conv2d", "conv2d", (3, 19, 9, 11), (37, 19, 3, 3), {"padding": 1}),
+        ("conv2d, all options", "conv2d", (3, 10, 9, 11), (34, 5, 3, 2), everything),
+        ("conv2d, depthwise", "conv2d", (3, 21, 9, 11), (21, 1, 3, 3), {"padding": "same", "groups": 21}),
+        ("conv3d, circular", "conv3d", (2, 3, 5, 6, 7), (17, 3, 3, 3, 3), {"padding": 1, "padding_mode": "circular"}),
+    ]
+    for what, name, image, kernel, options in forms:
+        drawn = draw([image, kernel, kernel[:1]], 0.1)
+        drawn[2] += 1 - 2 * (torch.arange(kernel[0]) % 2)  # no sum comes near the place where the slope of relu jumps
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], options: dict[str, Any] = options) -> Any:
+            return (op(*tensors, **options),)
+
+        yield from compare(what, device, run, getattr(functional, name), getattr(reference, name), drawn)
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -195,6 +218,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "dot attention": check_dot_attention,
     "layer norm": check_layer_norm,
     "pooling": check_pool,
+    "conv": check_conv,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

@@ -1,6 +1,7 @@
 """The modules: parameters and shapes. The arithmetic is in `pykernels.functional`."""
 
 from .attention import DotAttention, MultiheadAttention
+from .conv import Conv1d, Conv2d, Conv3d
 from .gru import GRU, GRUCell
 from .layer_norm import LayerNorm
 from .lstm import LSTM, LSTMCell
@@ -30,4 +31,5 @@ __all__ = [
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
+    "Conv1d", "Conv2d", "Conv3d",
 ]  # fmt: skip
