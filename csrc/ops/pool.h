@@ -53,6 +53,7 @@ struct MaxUnpoolSizes {
     at::MemoryFormat format;
 };
 
+PoolSizes max_pool_sizes(at::IntArrayRef input, const PoolWindow& window, at::MemoryFormat format);
 PoolSizes check_max_pool(const Tensor& input, const PoolWindow& window);
 PoolSizes check_max_pool_backward(const Tensor& grad, const Tensor& places, at::IntArrayRef size,
                                   const PoolWindow& window);

@@ -102,6 +102,10 @@ void check_same_device(std::string_view op, std::string_view name, const Tensor&
 
 }  // namespace
 
+PoolSizes max_pool_sizes(at::IntArrayRef input, const PoolWindow& window, at::MemoryFormat format) {
+    return sizes_of(kMax, input, window, format);
+}
+
 PoolSizes check_max_pool(const Tensor& input, const PoolWindow& window) {
     check_floating(kMax, "input", input);
     return sizes_of(kMax, input.sizes(), window, format_of(input, window.dims()));

@@ -2,6 +2,7 @@
 
 from .attention import scaled_dot_product_attention
 from .conv import conv1d, conv2d, conv3d
+from .conv_pool import conv2d_relu_max_pool2d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell
 from .layer_norm import layer_norm
@@ -33,5 +34,5 @@ __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
-    "conv1d", "conv2d", "conv3d",
+    "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d",
 ]  # fmt: skip

@@ -1,0 +1,92 @@
+"""Convolution, ReLU and max-pooling in one kernel, to infer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ..reference.conv_arguments import Options, numbers, output_size
+from ..reference.pool import fixed_window
+from . import _conv_pool_ops, _dispatch
+from ._dispatch import any_autocast, is_eager, raw_kernels, wants_grad
+from .conv import conv2d
+from .pool import max_pool2d
+
+__all__ = ["conv2d_relu_max_pool2d"]
+
+SMALL = 1 << 18
+"""Elements of what the convolution of an image gives that fit into a core's cache; pooled from there."""
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, padding_mode: str = "zeros", pool_kernel_size: Any, pool_stride: Any = None,
+    pool_padding: Any = 0, pool_dilation: Any = 1, ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
+    r"""The largest of each window of a convolution's ReLU.
+
+    .. math::
+        y = \mathrm{maxpool}(\max(0, \mathrm{conv}(x)))
+
+    that is, `max_pool2d(conv2d(input, ..., activation="relu"), pool_kernel_size, ...)`, to the bit. Where no gradient
+    is wanted and what the convolution gives is small (2^18 elements an image), that never leaves the caches, and bias
+    and ReLU are computed of the largest elements only. Else it is these two functions, with their derivatives.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups, padding_mode: of :func:`conv2d`.
+        pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode: of :func:`max_pool2d`.
+
+    Returns:
+        [N, K, H', W'] or [K, H', W'].
+
+    Raises:
+        RuntimeError, TypeError: what the two functions raise.
+
+    Example::
+
+        >>> y = pykernels.functional.conv2d_relu_max_pool2d(x, w, b, pool_kernel_size=2)
+    """
+    pool = pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
+    fused = None
+    if not wants_grad(input, weight, bias) and not any_autocast() and not torch._C._are_functorch_transforms_active():
+        fused = _fused(input, weight, bias, (stride, padding, dilation, groups, padding_mode), pool)
+    if fused is not None:
+        return fused
+    y = conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode, activation="relu")
+    return max_pool2d(y, *pool)
+
+
+def _fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]
+) -> Tensor | None:
+    """None where it is not for one kernel, or for none at all."""
+    if input.dim() not in (3, 4) or weight.dim() != 4 or input.dtype not in _DTYPES or input.layout != torch.strided:
+        return None
+    if input.is_cuda or weight.shape[1] == 0 or (weight.shape[1] == 1 and options[3] > 1):  # (depthwise: no product)
+        return None
+    try:
+        found = *numbers(2, weight.shape[2:], *options[:3]), *options[3:]
+        batch = input.unsqueeze(0) if input.dim() == 3 else input
+        if not _is_small(batch, weight, found):
+            return None
+        args = batch, weight, bias, *found, *fixed_window(2, *pool)[:5]
+        kernels = raw_kernels(input, weight) if bias is None or is_eager(bias) else None
+        if kernels is None:
+            _dispatch.check_devices("conv_pool", input, weight, bias)
+        out: Tensor = (_conv_pool_ops.forward_op if kernels is None else kernels.conv_relu_max_pool)(*args)
+    except (RuntimeError, TypeError, ValueError):
+        if is_compiling():
+            raise
+        return None  # the two functions say what is wrong
+    return out.squeeze(0) if input.dim() == 3 else out
+
+
+def _is_small(input: Tensor, weight: Tensor, options: Options) -> bool:
+    sizes: Sequence[int] = output_size(input.shape, weight.shape, options)
+    return bool(sizes[1] * sizes[2] * sizes[3] <= SMALL * options[3])
