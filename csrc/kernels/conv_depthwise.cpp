@@ -204,7 +204,7 @@ void depthwise_forward(const ConvForward<S>& call) {
                                         weights, call.bias, call.relu, call.out};
         return RowWindows<S>(windows).run();
     }
-    const auto weights = WeightRows<Sums<S>, S>::neighbours(call.weight, s.groups * s.out_channels, s.taps());
+    const auto weights = WeightRows<Sums<S>, S>::taps(call.weight, s.groups * s.out_channels, s.taps(), 1);
     const PlanarWindowsCall<S> windows{lattice,    s.mode,         s.batch,   s.groups,  1,       s.out_channels,
                                        call.input, weights.data(), call.bias, call.relu, call.out};
     PlanarWindows<S>(windows).run();

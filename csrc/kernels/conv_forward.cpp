@@ -30,8 +30,8 @@ void forward(const ConvForward<S>& call) {
                                         call.input, weights.data(), call.bias, call.relu, call.out};
         return PlanarProduct(product).run();
     }
-    const auto weights = WeightRows<Op, S>::neighbours(call.weight, outputs, s.taps() * s.in_channels);
-    const int64_t depth = (s.taps() * s.in_channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement;
+    const auto weights = WeightRows<Op, S>::taps(call.weight, outputs, s.taps(), s.in_channels);
+    const int64_t depth = s.taps() * ((s.in_channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement);
     const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
         pack_columns<Op>(weights.data() + (group * s.out_channels + column) * depth, depth, used, padded, panel);
     };

@@ -29,11 +29,10 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
         return PlanarProduct(product).run();
     }
     const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
-        const auto row = [&](int64_t k) {  // k = (tap, output channel)
-            const int64_t channel = group * s.out_channels + k % s.out_channels;
-            return weight + (channel * all + taps[k / s.out_channels]) * s.in_channels + column;
+        const auto row = [&](int64_t tap, int64_t k) {
+            return weight + ((group * s.out_channels + k) * all + taps[tap]) * s.in_channels + column;
         };
-        pack_as_rows<Op, S>(row, count * s.out_channels, used, padded, panel);
+        pack_as_rows<Op, S>(row, count, s.out_channels, used, padded, panel);
     };
     const RowsCall<S, Op, decltype(pack)> product{
         lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, pack, nullptr,

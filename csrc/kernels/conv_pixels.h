@@ -1,6 +1,7 @@
-// Patches where channels lie beside each other: the rows of a product with weights. Where a tap has channels enough, a
-// patch is read where it lies, tap by tap; else it is gathered as one row, [tap, channel], in runs of channels, or of
-// all taps along the last dimension where those are neighbours.
+// Patches where channels lie beside each other: the rows of a product with weights, never laid down themselves. Where a
+// tap has channels enough, a patch is read in place, tap by tap. Else, and where values have to be converted, the lines
+// that a block of places reads are laid out with their padding, and each value of a patch is at an offset from its
+// first.
 #pragma once
 
 #include <cstring>
@@ -126,96 +127,182 @@ struct RowRuns {
     }
 };
 
+// Rows whose values are all at the same offsets from their first.
+template <typename Op, int Rows>
+struct OffsetRows {
+    const Op* row[Rows];
+    const int64_t* offset;
+    const Op* at(int m, int64_t k) const { return row[m] + offset[k]; }
+};
+
+// The lines that some rows of one plane read: [plane of the first dimension][line][position][channel].
+template <typename S, typename Op>
+class RowLines {
+    using D = RowElement<Op>;
+    static constexpr int per = Operand<Op>::kPerElement;
+
+  public:
+    RowLines(const std::array<Lattice, 3>& lattice, PaddingMode mode, int64_t channels, int64_t all_channels,
+             const S* limit)
+        : lattice_(lattice),
+          mode_(mode),
+          channels_(channels),
+          all_(all_channels),
+          pairs_((channels + per - 1) / per),
+          limit_(limit) {}
+
+    // Bytes for `rows` rows.
+    int64_t bytes_for(int64_t rows) const {
+        const auto& [ld, lh, lw] = lattice_;
+        const int64_t line = ((lw.places - 1) * lw.step + spread(lw) + 1) * pairs_;
+        return (spread(ld) + 1) * ((rows - 1) * lh.step + spread(lh) + 1) * line * static_cast<int64_t>(sizeof(Op));
+    }
+
+    // The places [begin, end) of one plane, counted through all images.
+    void read(const S* source, int64_t begin, int64_t end) {
+        const auto& [ld, lh, lw] = lattice_;
+        starts_.assign(end - begin, nullptr);
+        offsets_.clear();
+        if (!ld.taps() || !lh.taps() || !lw.taps()) return;
+        const int64_t plane = begin / (lh.places * lw.places), row = begin / lw.places % lh.places;
+        const int64_t rows = (end - 1) / lw.places - begin / lw.places + 1;
+        low_ = rows == 1 ? begin % lw.places : 0;
+        const int64_t high = rows == 1 ? (end - 1) % lw.places + 1 : lw.places;
+        line_ = ((high - low_ - 1) * lw.step + spread(lw) + 1) * pairs_;
+        const int64_t height = (rows - 1) * lh.step + spread(lh) + 1, size = (spread(ld) + 1) * height * line_;
+        if (size > size_) lines_ = Buffer<Op>(size + 64), size_ = size;
+
+        for (const int64_t from_d : ld.offset) {
+            const int64_t d = pixel_at(plane % ld.places * ld.step + from_d, ld.source, mode_);
+            Op* const lines = lines_ + (from_d - ld.offset[0]) * height * line_;
+            for (int64_t i = 0; i < height; ++i) {
+                if (!is_read(i, rows)) continue;
+                const int64_t h = d < 0 ? -1 : pixel_at(row * lh.step + lh.offset[0] + i, lh.source, mode_);
+                if (h < 0)
+                    std::fill_n(lines + i * line_, line_, Op{});
+                else
+                    fill(source + ((plane / ld.places * ld.source + d) * lh.source + h) * lw.source * all_,
+                         reinterpret_cast<D*>(lines + i * line_));
+            }
+        }
+        for (const int64_t d : ld.offset)
+            for (const int64_t h : lh.offset)
+                for (const int64_t w : lw.offset)
+                    for (int64_t c = 0; c < pairs_; ++c)
+                        offsets_.push_back(((d - ld.offset[0]) * height + h - lh.offset[0]) * line_ +
+                                           (w - lw.offset[0]) * pairs_ + c);
+        for (int64_t at = begin; at < end; ++at)
+            starts_[at - begin] = lines_ + (at / lw.places - begin / lw.places) * lh.step * line_ +
+                                  (at % lw.places - low_) * lw.step * pairs_;
+    }
+    template <int Rows>
+    OffsetRows<Op, Rows> rows(int64_t row, int64_t first) const {
+        OffsetRows<Op, Rows> rows;
+        for (int m = 0; m < Rows; ++m) rows.row[m] = starts_[row + m];
+        rows.offset = offsets_.data() + first;
+        return rows;
+    }
+
+  private:
+    static int64_t spread(const Lattice& l) { return l.taps() ? l.offset.back() - l.offset.front() : 0; }
+
+    bool is_read(int64_t line, int64_t rows) const {
+        const Lattice& lh = lattice_[1];
+        for (const int64_t offset : lh.offset) {
+            const int64_t at = line - (offset - lh.offset[0]);
+            if (at >= 0 && at % lh.step == 0 && at / lh.step < rows) return true;
+        }
+        return false;
+    }
+
+    void fill(const S* source, D* to) const {
+        const Lattice& lw = lattice_[2];
+        const int64_t begin = low_ * lw.step + lw.offset[0], end = begin + line_ / pairs_, padded = pairs_ * per;
+        const int64_t inside = std::clamp<int64_t>(0, begin, end), outside = std::clamp(lw.source, inside, end);
+        const auto one_by_one = [&](int64_t from, int64_t until) {
+            for (int64_t at = from; at < until; ++at) {
+                const int64_t pixel = pixel_at(at, lw.source, mode_);
+                D* const one = to + (at - begin) * padded;
+                if (pixel >= 0) copy_run(source + pixel * all_, channels_, limit_, one);
+                for (int64_t c = pixel < 0 ? 0 : channels_; c < padded; ++c) one[c] = D(0);
+            }
+        };
+        one_by_one(begin, inside);
+        if (channels_ == all_ && channels_ == padded)
+            copy_run(source + inside * all_, (outside - inside) * channels_, limit_, to + (inside - begin) * padded);
+        else
+            one_by_one(inside, outside);
+        one_by_one(outside, end);
+    }
+
+    const std::array<Lattice, 3>& lattice_;
+    PaddingMode mode_;
+    int64_t channels_, all_, pairs_;
+    const S* limit_;
+    int64_t low_ = 0, line_ = 0, size_ = 0;
+    Buffer<Op> lines_;
+    std::vector<int64_t> offsets_;   // of each value of a patch
+    std::vector<const Op*> starts_;  // of each place's patch
+};
+
 template <typename S, typename Op>
 class RowPatches {
-    using D = RowElement<Op>;
-    static constexpr int per = Operand<Op>::kPerElement, slack = kWidth<D>;
-    static constexpr int64_t kChannels = 16;  // of a tap that is worth a run of its own
+    static constexpr int per = Operand<Op>::kPerElement;
+    static constexpr int64_t kChannels = 16;          // of a tap that is worth a run of its own
+    static constexpr int64_t kLineBytes = 256 << 10;  // that a thread lays out together
 
   public:
     // `channels` of `all_channels` are read; the source ends at `limit`.
     RowPatches(const std::array<Lattice, 3>& lattice, PaddingMode mode, int64_t channels, int64_t all_channels,
                const S* limit)
         : lattice_(lattice),
-          mode_(mode),
           channels_(channels),
-          all_(all_channels),
-          limit_(limit),
-          table_(lattice, mode, channels, all_channels) {
-        const Lattice& lw = lattice[2];
-        neighbours_ =
-            channels == all_channels && lw.taps() > 0 && lw.offset.back() - lw.offset.front() + 1 == lw.taps();
-        in_place_ = std::is_same_v<S, D> && channels % per == 0 && all_channels % per == 0 &&
-                    (channels >= kChannels || table_.taps() == 1);
+          table_(lattice, mode, channels, all_channels),
+          lines_(lattice, mode, channels, all_channels, limit),
+          in_place_(std::is_same_v<S, RowElement<Op>> && channels % per == 0 && all_channels % per == 0 &&
+                    (channels >= kChannels || table_.taps() == 1)) {}
+
+    int64_t depth() const { return table_.taps() * run_depth(); }
+    int64_t run_depth() const { return (channels_ + per - 1) / per; }  // of a tap
+
+    // Places of a block, at most `most`; lines are those of one plane.
+    int64_t block_size(int64_t most) const {
+        if (in_place_) return most;
+        while (most > kTileRows && lines_.bytes_for(most / lattice_[2].places + 2) > kLineBytes) most /= 2;
+        return std::max<int64_t>(most / kTileRows * kTileRows, kTileRows);
     }
-
-    int64_t depth() const { return (table_.taps() * channels_ + per - 1) / per; }
-    // Runs of each row, and their depth.
-    int64_t runs() const { return in_place_ ? table_.taps() : 1; }
-    int64_t run_depth() const { return in_place_ ? channels_ / per : depth(); }
-    // What a row takes of a thread's workspace, or of its caches.
-    int64_t row_bytes() const { return (in_place_ ? 2 * run_depth() : stride()) * static_cast<int64_t>(sizeof(Op)); }
-
-    // For blocks of at most `most` places.
-    void reserve(int64_t most) {
-        starts_.resize(most * runs());
-        if (!in_place_) rows_ = Buffer<Op>(most * stride());
+    int64_t block_end(int64_t at, int64_t end, int64_t most) const {
+        const int64_t plane = lattice_[1].places * lattice_[2].places;
+        return std::min({end, at + most, in_place_ ? end : (at / plane + 1) * plane});
     }
 
     // The places [begin, end), counted through all images; `source` is the first channel that is read.
     void read(const S* source, int64_t begin, int64_t end) {
-        if (in_place_) return table_.find(source, begin, end, {0, runs()}, runs(), 1, starts_.data());
-        table_.each_place(source, begin, end, [&](int64_t at, int64_t w) {
-            auto* const row = reinterpret_cast<D*>(rows_ + (at - begin) * stride());
-            starts_[at - begin] = reinterpret_cast<const S*>(row);
-            gather_row(w, row);
-        });
+        if (!in_place_) return lines_.read(source, begin, end);
+        starts_.resize((end - begin) * table_.taps());
+        table_.find(source, begin, end, {0, table_.taps()}, table_.taps(), 1, starts_.data());
     }
-    // From run `first` on.
-    template <int Rows>
-    RowRuns<S, Op, Rows> rows(int64_t row, int64_t first) const {
-        return {starts_.data() + row * runs() + first, runs(), run_depth()};
+
+    // Some rows of the block, from tap `first` on, `taps` of them, times a panel.
+    template <int Rows, int Vectors>
+    void multiply_rows(int64_t row, int64_t first, int64_t taps, const Op* panel, const AccOf<Op>* start,
+                       int64_t start_stride, AccOf<Op>* out, int64_t stride) const {
+        if (!in_place_)
+            return multiply<Op, Rows, Vectors>(lines_.template rows<Rows>(row, first * run_depth()), panel,
+                                               taps * run_depth(), start, start_stride, out, stride);
+        const RowRuns<S, Op, Rows> runs{starts_.data() + row * table_.taps() + first, table_.taps(), run_depth()};
+        multiply_runs<Op, Rows, Vectors>(runs, taps, panel, start, start_stride, out, stride);
     }
+    int64_t taps() const { return table_.taps(); }
     int64_t target(int64_t at) const { return table_.target(at); }
 
   private:
-    // Elements from one gathered row to the next.
-    int64_t stride() const { return (depth() + slack / per + 15) / 16 * 16; }
-
-    void gather_row(int64_t w, D* to) const {
-        const Lattice& lw = lattice_[2];
-        const int64_t first = w * lw.step + (lw.taps() ? lw.offset[0] : 0), run = lw.taps() * channels_;
-        const bool together = neighbours_ && first >= 0 && first + lw.taps() <= lw.source;
-        D* const begin = to;
-        for (const S* line : table_.lines()) {
-            if (!line) {
-                std::fill_n(to, run, D(0));
-                to += run;
-            } else if (together) {
-                copy_run(line + first * all_, run, limit_, to);
-                to += run;
-            } else {
-                for (const int64_t offset : lw.offset) {
-                    const int64_t pixel = pixel_at(w * lw.step + offset, lw.source, mode_);
-                    if (pixel < 0)
-                        std::fill_n(to, channels_, D(0));
-                    else
-                        copy_run(line + pixel * all_, channels_, limit_, to);
-                    to += channels_;
-                }
-            }
-        }
-        if (per > 1 && (to - begin) % 2) *to = D(0);
-    }
-
     const std::array<Lattice, 3>& lattice_;
-    PaddingMode mode_;
-    int64_t channels_, all_;
-    const S* limit_;
+    int64_t channels_;
     PixelTable<S> table_;
-    bool neighbours_, in_place_;
-    std::vector<const S*> starts_;  // of each place's runs
-    Buffer<Op> rows_;
+    RowLines<S, Op> lines_;
+    bool in_place_;
+    std::vector<const S*> starts_;  // of each place's taps
 };
 
 }  // namespace pykernels

@@ -34,14 +34,13 @@ class RowsProduct {
     using Acc = typename Call::Acc;
     using V = Vec<Acc>;
     static constexpr int width = kWidth<Acc>;
-    static constexpr int64_t kRowBytes = 256 << 10;  // rows of patches that a thread gathers together
-    static constexpr int64_t kDeepest = 2560;        // so much of a panel passes the rows before the rest of it does
-    static constexpr double kGatherVectors = 0.25;   // vectors of columns whose products take as long as the gathering
+    static constexpr int64_t kDeepest = 2560;       // so much of a panel passes the rows before the rest of it does
+    static constexpr double kGatherVectors = 0.25;  // vectors of columns whose products take as long as the gathering
 
   public:
     explicit RowsProduct(const Call& call)
         : call_(call),
-          depth_((call.taps() * call.channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement),
+          depth_(call.taps() * ((call.channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement)),
           panels_{call.columns, depth_},
           packed_(call.groups * panels_.size()),
           places_(call.batch * call.places()) {}
@@ -82,16 +81,15 @@ class RowsProduct {
 
         RowPatches<S, Op> patches(call_.lattice, call_.mode, call_.channels, call_.groups * call_.channels,
                                   call_.source + call_.batch * call_.pixels() * call_.groups * call_.channels);
-        const int64_t fit = kRowBytes / std::max<int64_t>(patches.row_bytes(), 1);
-        const int64_t most = std::clamp<int64_t>(fit / kTileRows * kTileRows, kTileRows, kRowBlock);
-        patches.reserve(most);
+        const int64_t most = patches.block_size(kRowBlock);
         const Buffer<Acc> partial(depth_ > kDeepest ? most * panels_.span() : 0);
         for (int64_t g = mine.begin / places_; g <= (mine.end - 1) / places_; ++g) {
             const int64_t end = std::min(mine.end - g * places_, places_);
-            for (int64_t at = std::max(mine.begin - g * places_, int64_t{0}); at < end; at += most) {
-                const int64_t count = std::min(most, end - at);
-                patches.read(call_.source + g * call_.channels, at, at + count);
-                for (int64_t p = panels.begin; p < panels.end; ++p) panel(patches, g, p, at, count, partial);
+            for (int64_t at = std::max(mine.begin - g * places_, int64_t{0}); at < end;) {
+                const int64_t next = patches.block_end(at, end, most);
+                patches.read(call_.source + g * call_.channels, at, next);
+                for (int64_t p = panels.begin; p < panels.end; ++p) panel(patches, g, p, at, next - at, partial);
+                at = next;
             }
         }
     }
@@ -102,10 +100,10 @@ class RowsProduct {
         const int64_t together = std::max<int64_t>(kDeepest / std::max<int64_t>(patches.run_depth(), 1), 1);
         with_vectors(panels_.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
             constexpr int64_t columns = Vectors * width;
-            for (int64_t r = 0; r < std::max<int64_t>(patches.runs(), 1); r += together) {
-                const int64_t runs = std::min(together, patches.runs() - r);
-                const bool last = r + runs >= patches.runs();
-                const Op* const part_of_panel = packed + r * patches.run_depth() * columns;
+            for (int64_t tap = 0; tap < std::max<int64_t>(patches.taps(), 1); tap += together) {
+                const int64_t taps = std::min(together, patches.taps() - tap);
+                const bool last = tap + taps >= patches.taps();
+                const Op* const part_of_panel = packed + tap * patches.run_depth() * columns;
                 for_row_tiles(count, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                     const int64_t first = group * call_.columns + panels_.column(p);
                     S* out[Rows];  // the result comes from far away and is needed last: asks for it
@@ -115,8 +113,8 @@ class RowsProduct {
                     }
                     alignas(64) Acc sum[Rows * columns];
                     Acc* const part = partial ? partial + row * columns : nullptr;
-                    multiply_runs<Op, Rows, Vectors>(patches.template rows<Rows>(row, r), runs, part_of_panel,
-                                                     r ? part : nullptr, columns, last ? sum : part, columns);
+                    patches.template multiply_rows<Rows, Vectors>(row, tap, taps, part_of_panel, tap ? part : nullptr,
+                                                                  columns, last ? sum : part, columns);
                     if (!last) return;
                     for (int m = 0; m < Rows; ++m)
                         finish(sum + m * columns, first, std::min(columns, call_.columns - panels_.column(p)), out[m]);

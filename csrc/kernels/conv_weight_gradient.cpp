@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kSumRows = 192;           // rows of sums (channels and taps) that a thread works on together
 constexpr int64_t kBlockValues = 64 << 10;  // gathered values, and as many of the gradient, that it holds
-constexpr int64_t kParts = 64;              // the work is cut into so many pieces
+constexpr int64_t kPieces = 24;             // the work is cut into at least so many, of an even number
 constexpr int64_t kPartBytes = 16 << 20;    // but the sums of all parts fit here
 
 // The gradient as [place][output channel] in panels, from planar images or from rows.
@@ -26,8 +26,10 @@ class GradientPanels {
             const int64_t used = std::min(padded, s_.out_channels - column), first = group * s_.out_channels + column;
             Acc* const panel = to + panels.offset(p);
             if (s_.channels_last) {
-                const auto row = [&](int64_t k) { return grad_ + (begin + k) * s_.groups * s_.out_channels + first; };
-                pack_as_rows<Acc, S>(row, end - begin, used, padded, panel);
+                const auto row = [&](int64_t, int64_t k) {
+                    return grad_ + (begin + k) * s_.groups * s_.out_channels + first;
+                };
+                pack_as_rows<Acc, S>(row, 1, end - begin, used, padded, panel);
             } else {
                 pack_planar(first, begin, end, used, padded, panel);
             }
@@ -190,7 +192,8 @@ class WeightGradient {
         block_ = std::clamp<int64_t>(fit / width * width, 4 * width, 1024);
         const int64_t blocks = std::max<int64_t>((columns_ + block_ - 1) / block_, 1);
         const int64_t each = std::max<int64_t>(s_.groups * all_rows_ * padded_ * static_cast<int64_t>(sizeof(Acc)), 1);
-        parts_ = std::clamp<int64_t>(std::min(kParts / (s_.groups * chunks_), kPartBytes / each), 1, blocks);
+        const int64_t pieces = s_.groups * chunks_, parts = (kPieces + pieces - 1) / pieces;
+        parts_ = std::clamp<int64_t>(std::min(parts + parts * pieces % 2, kPartBytes / each), 1, blocks);
         sums_ = Buffer<Acc>(parts_ * s_.groups * all_rows_ * padded_);
         bias_ = Buffer<Acc>(call.grad_bias ? parts_ * s_.groups * padded_ : 0);
     }

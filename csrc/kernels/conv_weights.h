@@ -46,17 +46,20 @@ class WeightRows {
     static constexpr int per = Operand<Op>::kPerElement;
 
   public:
-    // Rows of `values` each; pairs hold neighbours.
-    static WeightRows neighbours(const S* weights, int64_t rows, int64_t values) {
+    // Rows of [taps, channels]; pairs hold neighbouring channels.
+    static WeightRows taps(const S* weights, int64_t rows, int64_t taps, int64_t channels) {
         if constexpr (std::is_same_v<S, RowElement<Op>>)
-            if (values % per == 0) return {Buffer<Op>(), reinterpret_cast<const Op*>(weights)};
-        return filled_rows<Op>(rows, (values + per - 1) / per, [&](int64_t row, auto* to) {
-            for (int64_t k = 0; k < values; ++k) to[k] = static_cast<RowElement<Op>>(weights[row * values + k]);
+            if (channels % per == 0) return {Buffer<Op>(), reinterpret_cast<const Op*>(weights)};
+        const int64_t padded = (channels + per - 1) / per * per;
+        return filled_rows<Op>(rows, taps * padded / per, [&](int64_t row, auto* to) {
+            const S* from = weights + row * taps * channels;
+            for (int64_t t = 0; t < taps; ++t)
+                for (int64_t c = 0; c < channels; ++c) to[t * padded + c] = static_cast<RowElement<Op>>(*from++);
         });
     }
     // Rows of [channels, taps]; pairs hold a tap's values of neighbouring channels.
     static WeightRows channels(const S* weights, int64_t rows, int64_t channels, int64_t taps) {
-        if constexpr (per == 1) return neighbours(weights, rows, channels * taps);
+        if constexpr (per == 1) return WeightRows::taps(weights, rows, channels, taps);  // the order is all the same
         return filled_rows<Op>(rows, (channels + per - 1) / per * taps, [&](int64_t row, auto* to) {
             const S* from = weights + row * channels * taps;
             for (int64_t c = 0; c < channels; ++c)
@@ -84,22 +87,23 @@ void pack_columns(const Op* rows, int64_t depth, int64_t used, int64_t padded, O
         for (int64_t k = 0; k < depth; ++k) std::fill(panel + k * padded + used, panel + (k + 1) * padded, Op{});
 }
 
-// Packs rows, found by row(k) for k < count, as rows of operands of a panel.
+// Packs rows, found by row(tap, k) for k < count, as rows of operands of a panel; pairs hold neighbours of one tap.
 template <typename Op, typename S, typename Row>
-void pack_as_rows(const Row& row, int64_t count, int64_t used, int64_t padded, Op* panel) {
+void pack_as_rows(const Row& row, int64_t taps, int64_t count, int64_t used, int64_t padded, Op* panel) {
     using Acc = AccOf<Op>;
     constexpr int per = Operand<Op>::kPerElement, width = kWidth<Acc>;
-    for (int64_t k = 0; k < count; k += per, panel += padded)
-        for (int64_t i = 0; i < padded; i += width) {
-            const int lanes = static_cast<int>(std::clamp<int64_t>(used - i, 0, width));
-            const auto load = [&](int64_t at) {
-                return at < count && lanes > 0 ? load_as<Acc, S>(row(at) + i, lanes) : Vec<Acc>(Acc(0));
-            };
-            if constexpr (per == 1)
-                load(k).store(panel + i);
-            else
-                store_zipped(load(k), load(k + 1), panel + i);
-        }
+    for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t k = 0; k < count; k += per, panel += padded)
+            for (int64_t i = 0; i < padded; i += width) {
+                const int lanes = static_cast<int>(std::clamp<int64_t>(used - i, 0, width));
+                const auto load = [&](int64_t at) {
+                    return at < count && lanes > 0 ? load_as<Acc, S>(row(tap, at) + i, lanes) : Vec<Acc>(Acc(0));
+                };
+                if constexpr (per == 1)
+                    load(k).store(panel + i);
+                else
+                    store_zipped(load(k), load(k + 1), panel + i);
+            }
 }
 
 }  // namespace pykernels
