@@ -8,6 +8,7 @@ from .layer_norm import layer_norm, layer_norm_total
 from .lstm import lstm, lstm_cell, lstm_layer
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
+from .unfold import fold, unfold
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 
 __all__ = [
@@ -17,6 +18,6 @@ __all__ = [
     "lstm_variant_layer", "gru_variant_layer", "rnn_variant_layer", "input_part_layer",
     "scaled_dot_product_attention", "attention", "attention_keep", "attention_weights", "dot_attention",
     "layer_norm", "layer_norm_total",
-    "conv", "conv1d", "conv2d", "conv3d",
+    "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
     "random_mask",
 ]  # fmt: skip
