@@ -17,6 +17,7 @@ from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_gr
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
+_PLAIN = _dispatch._PLAIN
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
@@ -28,23 +29,21 @@ class _Conv(torch.autograd.Function):
         ctx: Any, kernels: Any, options: Options, activation: str, input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         out = kernels.conv_forward(input, weight, bias, *options, activation)
-        ctx.kernels, ctx.options, ctx.sizes = kernels, options, (input.shape, weight.shape)
-        ctx.set_materialize_grads(False)
-        for_input, for_weight = ctx.needs_input_grad[3:5]
-        kept = input if for_weight else None, weight if for_input else None, out if activation == "relu" else None
-        ctx.save_for_backward(*kept)
+        ctx.call = kernels, options, (input.shape, weight.shape)
+        _, _, _, for_input, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            input if for_weight else None, weight if for_input else None, out if activation == "relu" else None
+        )
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        (grad,) = grads
-        if grad is None:
-            return (None,) * 6
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         input, weight, out = ctx.saved_tensors
-        kernels = ctx.kernels if is_eager(grad) and not needs_twin(grad) else torch.ops.pykernels
-        found = _conv_ops.gradients(
-            kernels, _conv_ops.masked(grad, out), input, weight, ctx.sizes, ctx.options, ctx.needs_input_grad[3:]
-        )
+        kernels, options, sizes = ctx.call
+        if not is_eager(grads[0]) or needs_twin(grads[0]):
+            kernels = torch.ops.pykernels
+        grad = _conv_ops.masked(grads[0], out)
+        found = _conv_ops.gradients(kernels, grad, input, weight, sizes, options, ctx.needs_input_grad[3:])
         return None, None, None, *found
 
 
@@ -72,7 +71,7 @@ def _convolve(
         if any_autocast():
             input, weight, bias = _autocast(input, weight, bias)
         kernels = raw_kernels(input, weight)
-        if kernels is None or input.dtype not in _DTYPES or not (bias is None or is_eager(bias)):
+        if kernels is None or input.dtype not in _DTYPES or not (bias is None or type(bias) in _PLAIN):
             return _overridden(spatial, input, weight, bias, *given)
         try:
             options = _options(spatial, weight.shape, *given[:-1])
