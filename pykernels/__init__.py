@@ -12,6 +12,7 @@ from .nn import (
     Conv2d,
     Conv3d,
     DotAttention,
+    Fold,
     GRUCell,
     JordanRNN,
     LayerNorm,
@@ -20,11 +21,12 @@ from .nn import (
     RNNCell,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
+    Unfold,
 )  # fmt: skip
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
     "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
-    "Conv1d", "Conv2d", "Conv3d",
+    "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

@@ -9,9 +9,10 @@ from .lstm import lstm, lstm_cell
 from .multi_head_attention import multi_head_attention_forward
 from .random import random_mask
 from .rnn import rnn, rnn_cell
+from .unfold import fold, unfold
 
 __all__ = [
     "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell",
     "scaled_dot_product_attention", "dot_attention", "multi_head_attention_forward", "layer_norm", "random_mask",
-    "conv1d", "conv2d", "conv3d",
+    "conv1d", "conv2d", "conv3d", "unfold", "fold",
 ]  # fmt: skip

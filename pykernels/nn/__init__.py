@@ -7,9 +7,10 @@ from .layer_norm import LayerNorm
 from .lstm import LSTM, LSTMCell
 from .rnn import RNN, JordanRNN, RNNCell
 from .transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from .unfold import Fold, Unfold
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
     "MultiheadAttention", "DotAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "LayerNorm",
-    "Conv1d", "Conv2d", "Conv3d",
+    "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
 ]  # fmt: skip
