@@ -22,6 +22,7 @@ OTHERS = (
     "lstm-layer-norm", "attention-forward", "attention-training", "attention-bf16", "attention-bf16-training",
     "attention-mask", "attention-dropout", "attention-lengths", "attention-decode", "attention-causal",
     "attention-weights", "transformer-inference", "transformer-training", "layer-norm", "layer-norm-training",
+    "conv-inference", "conv-training", "conv-first", "conv-first-training", "conv-bf16", "conv-bf16-training",
 )  # fmt: skip
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 

@@ -68,6 +68,14 @@ SECTIONS = {
         Section("transformer-inference", "Transformer encoder layer, inference", "torch.nn's layer, its fast path"),
         Section("transformer-training", "Transformer encoder layer, training step", "torch.nn's layer"),
         Section("attention-weights", "Multi-head attention with its weights", "torch.nn.MultiheadAttention"),
+        Section("conv-inference", "Convolution, inference", "torch in the same layout", 1.1),
+        Section("conv-training", "Convolution, forward and backward", "torch in the same layout", 1.2),
+        Section("conv-first", "Convolution of the first layer, inference", "torch in the same layout"),
+        Section(
+            "conv-first-training", "Convolution of the first layer, forward and backward", "torch in the same layout"
+        ),
+        Section("conv-bf16", "Convolution in bf16, inference", "torch in the same layout"),
+        Section("conv-bf16-training", "Convolution in bf16, forward and backward", "torch in the same layout"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),

@@ -21,6 +21,7 @@ from .nn import (
     Conv2d,
     Conv3d,
     DotAttention,
+    Fold,
     GRUCell,
     JordanRNN,
     LayerNorm,
@@ -35,6 +36,7 @@ from .nn import (
     RNNCell,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
+    Unfold,
 )  # fmt: skip
 from .replacement import replace, replacements, restore
 
@@ -45,6 +47,6 @@ __all__ = [
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
-    "Conv1d", "Conv2d", "Conv3d",
+    "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

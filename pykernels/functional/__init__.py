@@ -27,6 +27,7 @@ from .pool import (
 )
 from .random import random_mask
 from .rnn import rnn, rnn_cell
+from .unfold import fold, unfold
 
 __all__ = [
     "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell",
@@ -34,5 +35,5 @@ __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
-    "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d",
+    "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d", "unfold", "fold",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ..reference.conv_arguments import Options, check, flat_padding, numbers
 from . import _conv_ops, _dispatch
@@ -16,6 +17,7 @@ from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_gr
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
+_PLAIN = _dispatch._PLAIN
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
@@ -27,23 +29,21 @@ class _Conv(torch.autograd.Function):
         ctx: Any, kernels: Any, options: Options, activation: str, input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         out = kernels.conv_forward(input, weight, bias, *options, activation)
-        ctx.kernels, ctx.options, ctx.sizes = kernels, options, (input.shape, weight.shape)
-        ctx.set_materialize_grads(False)
-        for_input, for_weight = ctx.needs_input_grad[3:5]
-        kept = input if for_weight else None, weight if for_input else None, out if activation == "relu" else None
-        ctx.save_for_backward(*kept)
+        ctx.call = kernels, options, (input.shape, weight.shape)
+        _, _, _, for_input, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            input if for_weight else None, weight if for_input else None, out if activation == "relu" else None
+        )
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        (grad,) = grads
-        if grad is None:
-            return (None,) * 6
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         input, weight, out = ctx.saved_tensors
-        kernels = ctx.kernels if is_eager(grad) and not needs_twin(grad) else torch.ops.pykernels
-        found = _conv_ops.gradients(
-            kernels, _conv_ops.masked(grad, out), input, weight, ctx.sizes, ctx.options, ctx.needs_input_grad[3:]
-        )
+        kernels, options, sizes = ctx.call
+        if not is_eager(grads[0]) or needs_twin(grads[0]):
+            kernels = torch.ops.pykernels
+        grad = _conv_ops.masked(grads[0], out)
+        found = _conv_ops.gradients(kernels, grad, input, weight, sizes, options, ctx.needs_input_grad[3:])
         return None, None, None, *found
 
 
@@ -65,14 +65,14 @@ def _convolve(
     groups: int, mode: str, activation: str | None,
 ) -> Tensor:  # fmt: skip
     given = stride, padding, dilation, groups, mode, activation
-    if any_autocast():
-        input, weight, bias = _autocast(input, weight, bias)
     if is_compiling():
-        return _recorded(spatial, input, weight, bias, *given)
+        return _recorded(spatial, *_autocast(input, weight, bias), *given)
     try:
+        if any_autocast():
+            input, weight, bias = _autocast(input, weight, bias)
         kernels = raw_kernels(input, weight)
-        if kernels is None or input.dtype not in _DTYPES or not (bias is None or is_eager(bias)):
-            return _recorded(spatial, input, weight, bias, *given)
+        if kernels is None or input.dtype not in _DTYPES or not (bias is None or type(bias) in _PLAIN):
+            return _overridden(spatial, input, weight, bias, *given)
         try:
             options = _options(spatial, weight.shape, *given[:-1])
         except TypeError:  # lists have no place in a cache
@@ -101,13 +101,24 @@ def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
     return _dispatch.cast(input, dtype), _dispatch.cast(weight, dtype), bias
 
 
+def _overridden(spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
+    """By `__torch_function__` of what is like a tensor (torch.fx traces with such), or as an operator."""
+    if not has_torch_function((input, weight, bias)):
+        return _recorded(spatial, input, weight, bias, *given)
+    function = (conv1d, conv2d, conv3d)[spatial - 1]
+    *torchs, mode, activation = given
+    return handle_torch_function(
+        function, (input, weight, bias), input, weight, bias, *torchs, padding_mode=mode, activation=activation
+    )
+
+
 def _recorded(
     spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     groups: int, mode: str, activation: str | None,
 ) -> Tensor:  # fmt: skip
-    """By the registered operator, which others may see and change."""
+    """By the registered operator, which others may see and change. (torch.jit's traces know no lists of its kind.)"""
     given = stride, padding, dilation, groups, mode, activation
-    if input.dtype not in _DTYPES or input.layout != torch.strided:
+    if input.dtype not in _DTYPES or input.layout != torch.strided or _dispatch._tracing_state() is not None:
         return _by_torch(spatial, input, weight, bias, *given)
     if input.is_meta:
         weight, bias = weight.to("meta"), None if bias is None else bias.to("meta")
@@ -189,7 +200,7 @@ def conv2d(
         where input or weight is.
 
     Integers, bool, complex numbers and inputs without channels, for which there are no kernels, go to torch's own
-    function.
+    function; so do calls that torch.jit traces.
 
     Raises:
         RuntimeError, TypeError: torch's, where it has an error for the call.

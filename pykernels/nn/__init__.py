@@ -24,6 +24,7 @@ from .pool import (
 )
 from .rnn import RNN, JordanRNN, RNNCell
 from .transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from .unfold import Fold, Unfold
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
@@ -31,5 +32,5 @@ __all__ = [
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
-    "Conv1d", "Conv2d", "Conv3d",
+    "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
 ]  # fmt: skip

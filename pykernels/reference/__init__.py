@@ -25,6 +25,7 @@ from .pool import (
 )
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
+from .unfold import fold, unfold
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
 
 __all__ = [
@@ -37,6 +38,6 @@ __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
-    "conv", "conv1d", "conv2d", "conv3d",
+    "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
     "random_mask",
 ]  # fmt: skip

@@ -343,3 +343,22 @@ def test_same_bits_through_every_way(device):
     traced = with_gradients({"y": compiled(functional.conv2d)[0](*leaves.values(), **options)}, leaves)
     assert_same_bits(operator, eager)
     assert_same_bits(traced, eager)
+
+
+def test_tensor_subclasses(device):
+    """They see the call as one function, and the result is one of them, as of torch's functions."""
+
+    class Mine(torch.Tensor):
+        calls: list = []  # noqa: RUF012
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.calls.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    leaves = Conv().tensors(torch.float32, device)
+    mine = leaves["input"].detach().as_subclass(Mine)
+    y = functional.conv2d(mine, leaves["weight"], leaves["bias"], padding=1)
+    assert type(y) is Mine and Mine.calls[0] is functional.conv2d
+    expected = functional.conv2d(leaves["input"], leaves["weight"], leaves["bias"], padding=1)
+    assert torch.equal(y.as_subclass(torch.Tensor), expected)

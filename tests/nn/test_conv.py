@@ -318,3 +318,15 @@ def test_exported_model(cpu_only):
     program = torch.export.export(net, (torch.randn(3, 3, 12, 12),), dynamic_shapes=({0: batch},))
     x = torch.randn(6, 3, 12, 12)
     torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_traced_models(cpu_only):
+    """torch.fx has a layer's function as one node, as it has torch's; torch.jit traces torch's own."""
+    net, x = model(pykernels).eval(), torch.randn(2, 3, 12, 12)
+    graph = torch.fx.symbolic_trace(net)
+    assert sum(node.target is pykernels.functional.conv2d for node in graph.graph.nodes) == 4
+    torch.testing.assert_close(graph(x), net(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, x)
+    torch.testing.assert_close(traced(x), net(x))
