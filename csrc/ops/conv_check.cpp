@@ -94,8 +94,9 @@ ConvSizes conv_sizes(at::IntArrayRef input, at::IntArrayRef weight, const ConvOp
     for (size_t i = 0; i < spatial; ++i) {
         const int64_t before = options.padding[2 * i], after = options.padding[2 * i + 1];
         check_padding(s.shape.mode, input[i + 2], before, after);
-        TORCH_CHECK(weight[i + 2] > 0 && weight[i + 2] <= INT32_MAX, "[", op,
-                    "] expected a kernel of 1 to 2147483647 taps a dimension, got a weight of size ", weight);
+        TORCH_CHECK(weight[i + 2] > 0, "[", op, "] expected a kernel that is not empty, got a weight of size ", weight);
+        TORCH_CHECK(weight[i + 2] <= INT32_MAX && input[i + 2] <= INT64_MAX / 8, "[", op,
+                    "] expected sizes whose sums are 64-bit numbers, got a weight of size ", weight);
         padded.push_back(input[i + 2] + before + after);
         kernel.push_back(options.dilation[i] * (weight[i + 2] - 1) + 1);
         const int64_t stride = options.stride[i];
