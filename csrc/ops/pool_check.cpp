@@ -147,7 +147,7 @@ PoolSizes check_avg_pool_backward(const Tensor& grad, at::IntArrayRef size, bool
     check_floating(kAvg, "grad", grad);
     const auto dims = window.dims();
     const bool last = channels_last && dims >= 2 && static_cast<int64_t>(size.size()) == dims + 2;
-    const auto format = !last      ? at::MemoryFormat::Contiguous
+    const auto format = !last       ? at::MemoryFormat::Contiguous
                         : dims == 2 ? at::MemoryFormat::ChannelsLast
                                     : at::MemoryFormat::ChannelsLast3d;
     auto s = sizes_of(kAvg, size, window, format);
