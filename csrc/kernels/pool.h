@@ -12,11 +12,6 @@
 
 namespace pykernels {
 
-struct PoolPlaces {
-    void* data = nullptr;  // like the output; null where they are not wanted
-    bool wide = false;
-};
-
 template <typename Storage_>
 struct MaxPoolForward {
     using Storage = Storage_;
@@ -33,12 +28,6 @@ struct MaxPoolBackward {
     const Storage* grad_out;
     PoolPlaces places;  // (only read)
     Storage* grad_input;
-};
-
-// What a mean divides by.
-struct PoolDivisor {
-    bool padded;          // the padding counts
-    int64_t instead = 0;  // if not zero, this number
 };
 
 template <typename Storage_>

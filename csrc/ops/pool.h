@@ -48,6 +48,7 @@ struct PoolSizes {
 };
 
 struct MaxUnpoolSizes {
+    int64_t dims;
     int64_t planes, channels, in_plane, out_plane;  // of channels last: planes is the batch
     std::vector<int64_t> output;
     at::MemoryFormat format;

@@ -167,7 +167,7 @@ MaxUnpoolSizes check_max_unpool(const Tensor& input, const Tensor& indices, at::
     check_same_device(kUnpool, "indices", indices, input);
     for (const auto d : c10::irange(lead - 1, input.dim()))
         TORCH_CHECK(input.size(d) > 0, "[", kUnpool, "] expected input with elements, got ", input.sizes());
-    MaxUnpoolSizes s{1, 1, 1, 1, input.sizes().slice(0, lead).vec(), format_of(input, dims)};
+    MaxUnpoolSizes s{dims, 1, 1, 1, 1, input.sizes().slice(0, lead).vec(), format_of(input, dims)};
     s.planes = c10::multiply_integers(input.sizes().slice(0, lead));
     s.in_plane = c10::multiply_integers(input.sizes().slice(lead));
     s.out_plane = c10::multiply_integers(output_size);

@@ -173,14 +173,14 @@ def test_compile(device, backend, form):
 def test_compile_with_symbolic_sizes(device):
     net = Net()
     fast, counter = compiled(net, dynamic=True)
-    # (with ceil_mode whether a last window is there is a question that is asked while tracing)
     for shape in ((2, 3, 13, 17), (3, 4, 21, 33), (5, 2, 9, 25)):
         leaf = torch.randn(shape, device=device, requires_grad=True)
         y = fast(leaf)
         torch.testing.assert_close(y, net(leaf))
         expected = torch.autograd.grad(net(leaf).sin().sum(), leaf)[0]
         torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), leaf)[0], expected)
-    assert counter.frame_count <= 2
+    # (whether adaptive windows are all of one length is a question that is asked while tracing)
+    assert counter.frame_count <= 3
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
