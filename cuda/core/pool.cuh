@@ -7,7 +7,7 @@
 
 namespace pykernels::cuda {
 
-constexpr int kPoolThreads = 256;
+constexpr int kPoolThreads = 256;  // (kernels ask for one block at least, or ptxas would spill to fit in more of them)
 
 // The shape, in numbers for which dividing is cheap wherever they are small enough.
 template <class Int_>
@@ -51,23 +51,20 @@ struct PoolPosition {
 };
 
 template <class Int>
-__device__ inline PoolPosition<Int> position_of(int64_t i, Int depth, Int rows, Int columns, Int channels) {
-    PoolPosition<Int> at;
+__device__ inline PoolPosition<Int> position_of(int64_t item, Int depth, Int rows, Int columns, Int channels) {
+    using Unsigned = std::make_unsigned_t<Int>;  // items of a narrow grid fit
+    auto i = static_cast<Unsigned>(item);
     const auto take = [&](Int n) {
-        if ((i >> 32) == 0 && (static_cast<int64_t>(n) >> 32) == 0) {
-            const auto low = static_cast<uint32_t>(i), by = static_cast<uint32_t>(n);
-            i = low / by;
-            return static_cast<Int>(low % by);
-        }
-        const int64_t rest = i % n;
-        i /= n;
+        const Unsigned whole = i / static_cast<Unsigned>(n), rest = i - whole * static_cast<Unsigned>(n);
+        i = whole;
         return static_cast<Int>(rest);
     };
+    PoolPosition<Int> at;
     at.c = channels == 1 ? 0 : take(channels);
     at.w = take(columns);
     at.h = rows == 1 ? 0 : take(rows);
     at.d = depth == 1 ? 0 : take(depth);
-    at.n = i;
+    at.n = static_cast<int64_t>(i);
     return at;
 }
 
@@ -79,17 +76,19 @@ struct alignas(sizeof(Place) * kPack < 16 ? sizeof(Place) * kPack : 16) PlacePac
     Place place[kPack];
 };
 
-// Starts kernel.template operator()<T, pack, Int>() with packs where all tensors allow them; `aligned` has their
-// addresses or'ed together.
+// Calls run.template operator()<T, pack, Int>(): with packs where all tensors allow them and numbers are narrow.
+// `aligned` has the tensors' addresses or'ed together.
 template <class Run>
 cudaError_t for_pool(DType dtype, const PoolShape& s, uintptr_t aligned, const Run& run) {
-    const bool narrow = is_narrow(s.depth) && is_narrow(s.rows) && is_narrow(s.columns) && s.channels < INT32_MAX;
+    constexpr int64_t kMost = int64_t{1} << 31;
+    const bool narrow = is_narrow(s.depth) && is_narrow(s.rows) && is_narrow(s.columns) &&
+                        s.planes() < kMost / s.in_plane() && s.planes() * s.out_plane() < kMost;
     return for_types(dtype, [&]<class T>() {
-        constexpr int kWhole = 16 / static_cast<int>(sizeof(T));
-        const bool packs = s.channels_last && s.channels % kWhole == 0 && aligned % 16 == 0;
-        if (packs) {
-            return narrow ? run.template operator()<T, kWhole, int32_t>()
-                          : run.template operator()<T, kWhole, int64_t>();
+        constexpr int kWhole = sizeof(T) < 8 ? 16 / static_cast<int>(sizeof(T)) : 1;
+        if constexpr (kWhole > 1) {
+            if (narrow && s.channels_last && s.channels % kWhole == 0 && aligned % 16 == 0) {
+                return run.template operator()<T, kWhole, int32_t>();
+            }
         }
         return narrow ? run.template operator()<T, 1, int32_t>() : run.template operator()<T, 1, int64_t>();
     });

@@ -25,7 +25,7 @@ __device__ inline void each_holder(const PoolGrid<Int>& g, const PoolPosition<In
 }
 
 template <class T, int kPack, class Int, class Place>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     max_backward_kernel(const __grid_constant__ PoolGrid<Int> g, const T* grad_out, const Place* places, T* grad_input,
                         int64_t count) {
     using A = Accumulator<T>;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 }
 
 template <class T, int kPack, class Int>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     avg_backward_kernel(const __grid_constant__ PoolGrid<Int> g, PoolDivisor divisor, const T* grad_out, T* grad_input,
                         int64_t count) {
     using A = Accumulator<T>;

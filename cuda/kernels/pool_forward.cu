@@ -28,7 +28,7 @@ __device__ inline void each_element(const PoolGrid<Int>& g, const PoolPosition<I
 }
 
 template <class T, int kPack, class Int, class Place>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     max_forward_kernel(const __grid_constant__ PoolGrid<Int> g, const T* input, T* out, Place* places, int64_t count) {
     using A = Accumulator<T>;
     using Number = std::conditional_t<sizeof(Place) == 1, int32_t, int64_t>;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 }
 
 template <class T, int kPack, class Int>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     avg_forward_kernel(const __grid_constant__ PoolGrid<Int> g, PoolDivisor divisor, const T* input, T* out,
                        int64_t count) {
     using A = Accumulator<T>;
