@@ -1,4 +1,4 @@
-"""What `bench.gpu` measures: layers, attention and layer norm, each with its peers and the least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, each with its peers and the least it has to do."""
 
 from __future__ import annotations
 
@@ -196,12 +196,51 @@ class LayerNormCase:
         yield Question("gpu-layer-norm-training", steps, Work(0.0, 7 * x.nbytes), True)
 
 
+@dataclass(frozen=True)
+class PoolCase:
+    """Maxima of windows of `kernel` at every second place."""
+
+    shape: tuple[int, int, int, int]
+    kernel: int
+    channels_last: bool = False
+
+    @property
+    def label(self) -> str:
+        form = ", channels last" if self.channels_last else ""
+        return f"max pooling {self.kernel} of {'x'.join(map(str, self.shape))}{form}"
+
+    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        x = torch.randn(self.shape, device=device).to(dtype).contiguous(memory_format=form).requires_grad_()
+        padding = self.kernel // 2 if self.kernel % 2 else 0
+
+        def mine() -> torch.Tensor:
+            return ours.library().functional.max_pool2d(x, self.kernel, 2, padding)
+
+        def theirs() -> torch.Tensor:
+            return F.max_pool2d(x, self.kernel, 2, padding)
+
+        with torch.no_grad():
+            y = mine()
+            check(y, theirs())
+        grad, moved = torch.randn_like(y), x.nbytes + y.nbytes
+        yield Question("gpu-pool-forward", {"ours": mine, "torch": theirs}, Work(0.0, moved), False)
+
+        def training(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
+            return lambda: torch.autograd.grad(call(), x, grad)
+
+        steps = {"ours": training(mine), "torch": training(theirs)}
+        yield Question("gpu-pool-training", steps, Work(0.0, 2 * moved + 2 * y.numel()), True)
+
+
 # The most telling first: what does not fit in the time is left out from the end.
 CASES: list[AnyCase] = [
     Case(100, 64, 512, 512),
     AttentionCase(4, 16, 4096, 128),
     AttentionCase(4, 16, 4096, 128, causal=True),
     LayerNormCase(16384, 4096),
+    PoolCase((64, 64, 112, 112), 3),
+    PoolCase((64, 64, 112, 112), 3, channels_last=True),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -212,6 +251,8 @@ CASES: list[AnyCase] = [
     AttentionCase(1, 16, 16384, 128, causal=True),
     LayerNormCase(65536, 1024),
     LayerNormCase(4096, 12288),
+    PoolCase((64, 64, 112, 112), 2),
+    PoolCase((64, 64, 112, 112), 2, channels_last=True),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -242,4 +283,6 @@ DRY_CASES: list[AnyCase] = [
     AttentionCase(1, 2, 9, 8),
     AttentionCase(1, 2, 9, 8, causal=True),
     LayerNormCase(5, 17),
+    PoolCase((1, 3, 7, 9), 3),
+    PoolCase((1, 3, 7, 9), 2, channels_last=True),
 ]

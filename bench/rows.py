@@ -65,6 +65,10 @@ SECTIONS = {
         Section("attention-causal", "Attention, causal", "our own, plain"),
         Section("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         Section("layer-norm-training", "Layer norm of a sum, forward and backward", "torch: the sum, then layer norm"),
+        Section("pool", "Pooling", "torch"),
+        Section("pool-channels-last", "Pooling, channels last", "torch"),
+        Section("pool-training", "Pooling, forward and backward", "torch"),
+        Section("pool-channels-last-training", "Pooling, channels last, forward and backward", "torch"),
         Section("transformer-inference", "Transformer encoder layer, inference", "torch.nn's layer, its fast path"),
         Section("transformer-training", "Transformer encoder layer, training step", "torch.nn's layer"),
         Section("attention-weights", "Multi-head attention with its weights", "torch.nn.MultiheadAttention"),
@@ -78,6 +82,7 @@ SECTIONS = {
         Section("conv-bf16-training", "Convolution in bf16, forward and backward", "torch in the same layout"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
+        *_gpu("pool", "Pooling", "torch"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

@@ -2,8 +2,8 @@
 // `channels_last` [batch, depth, rows, columns, channels]. Sums are float, or double for double. Results do not depend
 // on the number of threads.
 //
-// A place is the number of an element of its window, (kd * kernel rows + kh) * kernel columns + kw: that of the first of
-// the largest, of the last that is not a number, of the first where all are -infinity, and 0 of a window that holds
+// A place is the number of an element of its window, (kd * kernel rows + kh) * kernel columns + kw: that of the first
+// of the largest, of the last that is not a number, of the first where all are -infinity, and 0 of a window that holds
 // nothing. It is an uint8, or an int64 where `wide`.
 #pragma once
 
@@ -11,11 +11,6 @@
 #include "core/types.h"
 
 namespace pykernels {
-
-struct PoolPlaces {
-    void* data = nullptr;  // like the output; null where they are not wanted
-    bool wide = false;
-};
 
 template <typename Storage_>
 struct MaxPoolForward {
@@ -33,12 +28,6 @@ struct MaxPoolBackward {
     const Storage* grad_out;
     PoolPlaces places;  // (only read)
     Storage* grad_input;
-};
-
-// What a mean divides by.
-struct PoolDivisor {
-    bool padded;          // the padding counts
-    int64_t instead = 0;  // if not zero, this number
 };
 
 template <typename Storage_>

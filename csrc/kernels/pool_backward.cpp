@@ -1,5 +1,5 @@
-// Gradients of pooling for contiguous planes, row by row of the input: each thread adds up what its own rows are due, in
-// the order of the windows.
+// Gradients of pooling for contiguous planes, row by row of the input: each thread adds up what its own rows are due,
+// in the order of the windows.
 #include <array>
 
 #include "kernels/pool_contiguous.h"
@@ -14,11 +14,11 @@ class MaxBackward {
     using Lines = PoolLines<Acc>;
     static constexpr int kW = kWidth<Acc>;
 
-    // A row of gradients and of their places, of whatever type they are looked at in.
-    template <typename T, typename P>
+    // A row of gradients, of the type they are looked at in, and of their places.
+    template <typename T>
     struct Row {
         const T* grad;
-        const P* places;
+        const Place* places;
         int64_t first_place;
     };
 
@@ -32,8 +32,8 @@ class MaxBackward {
                     c_.out >= kW;
         front_ = reach_ / c_.stride;
         steps_ = (c_.in + c_.padding - 1) / c_.stride + 1;
-        length_ = front_ + std::max(c_.out, steps_) + 2 * kW;
-        in_lanes_ = in_place_ || Lines::fit(neighbours(s_.depth), neighbours(s_.rows), 2 * length_);
+        length_ = whole(front_ + std::max(c_.out, steps_) + 2 * kW);
+        in_lanes_ = in_place_ || Lines::fit(neighbours(s_.depth), neighbours(s_.rows), grads_and_places());
     }
 
     void run() const {
@@ -59,10 +59,17 @@ class MaxBackward {
         return std::min(d.out / d.in + 2, d.out);
     }
 
+    // The length of a line with both.
+    int64_t grads_and_places() const {
+        return length_ + whole(length_ * static_cast<int64_t>(sizeof(Place)) / static_cast<int64_t>(sizeof(Acc)));
+    }
+    // (so that both begin at multiples of 64 bytes)
+    static int64_t whole(int64_t count) { return (count / 16 + 1) * 16; }
+
     // Calls row(out, rows) for each row of the input, `line` making of a row of output what is wanted in `rows`.
-    template <typename T, typename P, typename Line, typename Do>
+    template <typename T, typename Line, typename Do>
     void each(const Range& own, const Line& line, const Do& row) const {
-        std::vector<Row<T, P>> rows;
+        std::vector<Row<T>> rows;
         each_row(own, s_.depth.in, s_.rows.in, [&](int64_t plane, int64_t d, int64_t h) {
             rows.clear();
             axes_.each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t first_place) {
@@ -84,7 +91,7 @@ class MaxBackward {
         if constexpr (std::is_same_v<S, Acc>) {
             if (in_place_) {
                 const auto line = [&](int64_t plane, int64_t d, int64_t h) { return output_row(plane, d, h); };
-                return each<Acc, Place>(own, line, [&](Acc* out, const std::vector<Row<Acc, Place>>& rows) {
+                return each<Acc>(own, line, [&](Acc* out, const std::vector<Row<Acc>>& rows) {
                     cover<Acc>(0, c_.out, [&](int64_t j, int) {
                         const auto sums = lanes<kStride, kKernel>(rows, j);
                         if constexpr (kStride == 1) {
@@ -96,23 +103,24 @@ class MaxBackward {
                 });
             }
         }
-        // gradients, and behind them their places, with room on both sides for windows that are not there
-        Lines lines(neighbours(s_.depth), neighbours(s_.rows), 2 * length_, Acc(0));
+        // gradients, and behind them their places, with zeros on both sides for windows that are not there
+        Lines lines(neighbours(s_.depth), neighbours(s_.rows), grads_and_places(), Acc(0));
         const auto line = [&](int64_t plane, int64_t d, int64_t h) {
             const int64_t number = (plane * s_.depth.out + d) * s_.rows.out + h;
-            const Acc* made = lines.of(number, d, h, [&](Acc* to) {
+            const auto make = [&](Acc* to) {
                 const auto [grad, places] = output_row(number);
-                cover<Acc>(0, c_.out, [&, grad = grad, places = places](int64_t o, int used) {
-                    load_as<Acc>(grad + o, used).store(to + front_ + o, used);
-                    load_places<Acc>(places + o, used).store(to + length_ + front_ + o, used);
+                cover<Acc>(0, c_.out, [to = to + front_, from = grad](int64_t o, int used) {
+                    load_as<Acc>(from + o, used).store(to + o, used);
                 });
+                std::copy_n(places, c_.out, reinterpret_cast<Place*>(to + length_) + front_);
                 return false;
-            }).data;
-            return std::pair(made + front_, made + length_ + front_);
+            };
+            const Acc* made = lines.of(number, d, h, make).data;
+            return std::pair(made + front_, reinterpret_cast<const Place*>(made + length_) + front_);
         };
         const int64_t first = c_.padding / kStride;
         const Buffer<Acc> due((steps_ - first + kW) * kStride);
-        each<Acc, Acc>(own, line, [&](S* out, const std::vector<Row<Acc, Acc>>& rows) {
+        each<Acc>(own, line, [&](S* out, const std::vector<Row<Acc>>& rows) {
             for (int64_t j = first; j < steps_; j += kW) {
                 const auto sums = lanes<kStride, kKernel>(rows, j);
                 if constexpr (kStride == 1) {
@@ -129,18 +137,15 @@ class MaxBackward {
 
     // What `stride` positions from j * stride - padding on are due. Windows in ascending order: the last column of a
     // window first.
-    template <int kStride, int kKernel, typename P>
-    std::array<V, kStride> lanes(const std::vector<Row<Acc, P>>& rows, int64_t j) const {
+    template <int kStride, int kKernel>
+    std::array<V, kStride> lanes(const std::vector<Row<Acc>>& rows, int64_t j) const {
         const int64_t kernel = kKernel ? kKernel : c_.kernel, dilation = kKernel ? 1 : c_.dilation;
         std::array<V, kStride> sums;
         sums.fill(V(Acc(0)));
-        const V one(Acc(1));
         for (const auto& row : rows) {
-            V tap(static_cast<Acc>(row.first_place + kernel - 1));
             const auto add = [&](int64_t k, V& sum) {
                 const int64_t from = j - k * dilation / kStride;
-                sum = add_where(load_places<Acc>(row.places + from, kW), tap, V::loadu(row.grad + from), sum);
-                tap = tap - one;
+                sum = add_where(row.places + from, row.first_place + k, V::loadu(row.grad + from), sum, kW);
             };
             if constexpr (kStride == 2 && kKernel >= 2) {
                 if constexpr (kKernel == 3) add(2, sums[0]);
@@ -156,7 +161,7 @@ class MaxBackward {
     void scatter(const Range& own) const {
         const Buffer<Acc> line(c_.in);
         const auto given = [&](int64_t plane, int64_t d, int64_t h) { return output_row(plane, d, h); };
-        each<S, Place>(own, given, [&](S* out, const std::vector<Row<S, Place>>& rows) {
+        each<S>(own, given, [&](S* out, const std::vector<Row<S>>& rows) {
             std::fill_n(line.get(), c_.in, Acc(0));
             for (const auto& row : rows)
                 for (int64_t o = 0; o < c_.out; ++o) {
@@ -225,13 +230,14 @@ class AvgBackward {
     void collect(int64_t plane, int64_t d, int64_t h, std::vector<Row>& rows, Acc* given) const {
         rows.clear();
         axes_.each_holder(s_, d, h, [&](int64_t od, int64_t oh, int64_t) {
-            const int64_t count = call_.divisor.instead
-                                      ? call_.divisor.instead
-                                      : s_.depth.count(od, call_.divisor.padded) * s_.rows.count(oh, call_.divisor.padded);
-            rows.push_back({call_.grad_out + ((plane * s_.depth.out + od) * s_.rows.out + oh) * c_.out,
-                            static_cast<Acc>(count)});
+            const int64_t count = call_.divisor.instead ? call_.divisor.instead
+                                                        : s_.depth.count(od, call_.divisor.padded) *
+                                                              s_.rows.count(oh, call_.divisor.padded);
+            rows.push_back(
+                {call_.grad_out + ((plane * s_.depth.out + od) * s_.rows.out + oh) * c_.out, static_cast<Acc>(count)});
         });
-        const bool alike = std::all_of(rows.begin(), rows.end(), [&](const Row& r) { return r.count == rows[0].count; });
+        const bool alike =
+            std::all_of(rows.begin(), rows.end(), [&](const Row& r) { return r.count == rows[0].count; });
         cover<Acc>(0, c_.out, [&](int64_t o, int used) {
             const V counts = load_as<Acc>(counts_ + o, used);
             V sum(Acc(0));

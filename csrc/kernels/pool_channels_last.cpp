@@ -14,14 +14,15 @@ template <typename Acc, int kMost, typename Visit>
     cover<Acc>(c, channels, [&](int64_t i, int used) { visit.template operator()<1>(i, used); });
 }
 
-// The elements of one window.
+// The elements of one window, or the rows of all windows of a row of output.
 struct Elements {
     PoolRange depth, rows, columns;
     int64_t first;  // the offset of the place 0, 0, 0
 };
 
+// From one place of a window to the next, in elements.
 struct Steps {
-    int64_t depth, rows, columns;  // from one place to the next, in elements
+    int64_t depth, rows, columns;
 
     explicit Steps(const PoolShape& s)
         : depth(s.rows.in * s.columns.in * s.channels * s.depth.dilation),
@@ -29,52 +30,64 @@ struct Steps {
           columns(s.channels * s.columns.dilation) {}
 };
 
-// Visits what a window holds in the order of its places: visit(offset, place).
+// Visits the rows of a window in the order of their places: visit(offset of the row's first place, kd, kh).
 template <typename Visit>
-[[gnu::always_inline]] inline void each_element(const PoolShape& s, const Steps& step, const Elements& e,
-                                                const Visit& visit) {
+[[gnu::always_inline]] inline void each_row_of(const Elements& e, const Steps& step, const Visit& visit) {
     for (int64_t kd = e.depth.begin; kd < e.depth.end; ++kd)
-        for (int64_t kh = e.rows.begin; kh < e.rows.end; ++kh) {
-            const int64_t offset = e.first + kd * step.depth + kh * step.rows;
-            const int64_t place = (kd * s.rows.kernel + kh) * s.columns.kernel;
-            for (int64_t kw = e.columns.begin; kw < e.columns.end; ++kw) visit(offset + kw * step.columns, place + kw);
-        }
+        for (int64_t kh = e.rows.begin; kh < e.rows.end; ++kh)
+            visit(e.first + kd * step.depth + kh * step.rows, kd, kh);
+}
+
+// Runs row(offset of the output, d, h, elements but their columns) for every row of output.
+template <typename Row>
+void each_row_of_windows(const PoolShape& s, const Team& team, const Row& row) {
+    const PoolAxes axes(s, false);
+    const Range own = share(s.batch * s.depth.out * s.rows.out, team.rank, team.size);
+    each_row(own, s.depth.out, s.rows.out, [&](int64_t n, int64_t d, int64_t h) {
+        const int64_t top = (n * s.depth.in + axes.depth.start(d)) * s.rows.in + axes.rows.start(h);
+        row(((n * s.depth.out + d) * s.rows.out + h) * s.columns.out * s.channels, d, h,
+            Elements{axes.depth.taps(d), axes.rows.taps(h), {}, top * s.columns.in * s.channels});
+    });
 }
 
 // Runs window(offset of the output, d, h, w, elements) for every window.
 template <typename Window>
 void each_window(const PoolShape& s, const Window& window) {
-    const int64_t rows = s.batch * s.depth.out * s.rows.out;
-    const Steps step(s);
-    const PoolAxis depth(s.depth, false), height(s.rows, false), width(s.columns, false);
+    const PoolAxis width(s.columns, false);
     parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
-        each_row(share(rows, team.rank, team.size), s.depth.out, s.rows.out, [&](int64_t n, int64_t d, int64_t h) {
-            Elements e{depth.taps(d), height.taps(h), {}, 0};
-            const int64_t top = (n * s.depth.in + depth.start(d)) * s.rows.in + height.start(h);
-            int64_t at = ((n * s.depth.out + d) * s.rows.out + h) * s.columns.out * s.channels;
+        each_row_of_windows(s, team, [&](int64_t at, int64_t d, int64_t h, const Elements& row) {
+            Elements e = row;
             for (int64_t w = 0; w < s.columns.out; ++w, at += s.channels) {
                 e.columns = width.taps(w);
-                e.first = (top * s.columns.in + width.start(w)) * s.channels;
-                window(at, d, h, w, e, step);
+                e.first = row.first + width.start(w) * s.channels;
+                window(at, d, h, w, e);
             }
         });
     });
 }
 
-template <typename Join, typename S, typename Finish>
+// Puts the windows' elements together; kApart: those of each row of a window first, so that long sums are exact to more
+// places. finish(d, h, w) makes the result of what was found.
+template <typename Join, bool kApart, typename S, typename Finish>
 void put_together(const PoolShape& s, const S* input, S* out, const Finish& finish) {
     using Acc = Accumulator<S>;
     using V = Vec<Acc>;
-    each_window(s, [&](int64_t at, int64_t d, int64_t h, int64_t w, const Elements& e, const Steps& step) {
-        const auto divide = finish(d, h, w);
+    const Steps step(s);
+    each_window(s, [&](int64_t at, int64_t d, int64_t h, int64_t w, const Elements& e) {
+        const auto finished = finish(d, h, w);
         each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
-            V found[kRun];
+            V found[kRun], row[kRun];
             for (V& one : found) one = V(Join::kNothing);
-            each_element(s, step, e, [&](int64_t offset, int64_t) {
-                for (int i = 0; i < kRun; ++i)
-                    found[i] = Join::join(load_as<Acc>(input + offset + c + i * kWidth<Acc>, used), found[i]);
+            each_row_of(e, step, [&](int64_t offset, int64_t, int64_t) {
+                const S* p = input + offset + c;
+                for (int i = 0; kApart && i < kRun; ++i) row[i] = V(Join::kNothing);
+                V* const to = kApart ? row : found;
+                for (int64_t k = e.columns.begin; k < e.columns.end; ++k)
+                    for (int i = 0; i < kRun; ++i)
+                        to[i] = Join::join(load_as<Acc>(p + k * step.columns + i * kWidth<Acc>, used), to[i]);
+                for (int i = 0; kApart && i < kRun; ++i) found[i] = Join::join(row[i], found[i]);
             });
-            for (int i = 0; i < kRun; ++i) store_as<Acc, S>(out + at + c + i * kWidth<Acc>, divide(found[i]), used);
+            for (int i = 0; i < kRun; ++i) store_as<Acc, S>(out + at + c + i * kWidth<Acc>, finished(found[i]), used);
         });
     });
 }
@@ -84,21 +97,25 @@ void max_with_places(const MaxPoolForward<S>& call) {
     using Acc = Accumulator<S>;
     using V = Vec<Acc>;
     const PoolShape& s = call.shape;
+    const Steps step(s);
     Place* const places = static_cast<Place*>(call.places.data);
-    each_window(s, [&](int64_t at, int64_t, int64_t, int64_t, const Elements& e, const Steps& step) {
-        const bool empty =
-            e.depth.begin >= e.depth.end || e.rows.begin >= e.rows.end || e.columns.begin >= e.columns.end;
-        const int64_t first =
-            empty ? 0 : (e.depth.begin * s.rows.kernel + e.rows.begin) * s.columns.kernel + e.columns.begin;
+    each_window(s, [&](int64_t at, int64_t, int64_t, int64_t, const Elements& e) {
+        const auto empty = [](const PoolRange& there) { return there.begin >= there.end; };
+        const auto place_of = [&](int64_t kd, int64_t kh) { return (kd * s.rows.kernel + kh) * s.columns.kernel; };
+        const bool nothing = empty(e.depth) || empty(e.rows) || empty(e.columns);
+        const int64_t first = nothing ? 0 : place_of(e.depth.begin, e.rows.begin) + e.columns.begin;
         each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
             V best[kRun], place[kRun];
             for (V& one : best) one = V(MaximumOf<Acc>::kNothing);
             for (V& one : place) one = V(static_cast<Acc>(first));
-            each_element(s, step, e, [&](int64_t offset, int64_t k) {
-                const V tap(static_cast<Acc>(k));
-                for (int i = 0; i < kRun; ++i)
-                    take_larger<true>(load_as<Acc>(call.input + offset + c + i * kWidth<Acc>, used), tap, best[i],
-                                      place[i]);
+            each_row_of(e, step, [&](int64_t offset, int64_t kd, int64_t kh) {
+                const S* p = call.input + offset + c;
+                for (int64_t k = e.columns.begin; k < e.columns.end; ++k) {
+                    const V tap(static_cast<Acc>(place_of(kd, kh) + k));
+                    for (int i = 0; i < kRun; ++i)
+                        take_larger<true>(load_as<Acc>(p + k * step.columns + i * kWidth<Acc>, used), tap, best[i],
+                                          place[i]);
+                }
             });
             for (int i = 0; i < kRun; ++i) {
                 store_as<Acc, S>(call.out + at + c + i * kWidth<Acc>, best[i], used);
@@ -137,9 +154,9 @@ void each_position(const PoolShape& s, const Note& note, const Put& put) {
                 for (const OfRow& row : above)
                     for (int64_t ow = beside.begin; ow < beside.end; ++ow)
                         if (const int64_t k = width.tap(ow, w); k >= 0)
-                            holders.push_back({(((n * s.depth.out + row.d) * s.rows.out + row.h) * s.columns.out + ow) *
-                                                   s.channels,
-                                               note(row.d, row.h, ow, row.first_place + k)});
+                            holders.push_back(
+                                {(((n * s.depth.out + row.d) * s.rows.out + row.h) * s.columns.out + ow) * s.channels,
+                                 note(row.d, row.h, ow, row.first_place + k)});
                 put((((n * s.depth.in + d) * s.rows.in + h) * s.columns.in + w) * s.channels, holders);
             }
         });
@@ -152,19 +169,18 @@ void max_gradient(const MaxPoolBackward<S>& call) {
     using V = Vec<Acc>;
     const PoolShape& s = call.shape;
     const Place* const places = static_cast<const Place*>(call.places.data);
-    const auto note = [](int64_t, int64_t, int64_t, int64_t place) { return static_cast<Acc>(place); };
-    each_position<Acc>(s, note, [&](int64_t at, const std::vector<Holder<Acc>>& holders) {
+    const auto note = [](int64_t, int64_t, int64_t, int64_t place) { return place; };
+    each_position<int64_t>(s, note, [&](int64_t at, const std::vector<Holder<int64_t>>& holders) {
         each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
             V sum[kRun];
             for (V& one : sum) one = V(Acc(0));
             for (const auto& holder : holders)
                 for (int i = 0; i < kRun; ++i) {
                     const int64_t from = holder.at + c + i * kWidth<Acc>;
-                    sum[i] = add_where(load_places<Acc>(places + from, used), V(holder.say),
-                                       load_as<Acc>(call.grad_out + from, used), sum[i]);
+                    sum[i] =
+                        add_where(places + from, holder.say, load_as<Acc>(call.grad_out + from, used), sum[i], used);
                 }
-            for (int i = 0; i < kRun; ++i)
-                store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
+            for (int i = 0; i < kRun; ++i) store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
         });
     });
 }
@@ -186,15 +202,18 @@ void pool_channels_last(const Call& call) {
     using V = Vec<Acc>;
     const PoolShape& s = call.shape;
     if constexpr (std::is_same_v<Call, MaxPoolForward<S>>) {
-        if (call.places.data) return call.places.wide ? max_with_places<S, int64_t>(call) : max_with_places<S, uint8_t>(call);
+        if (call.places.data)
+            return call.places.wide ? max_with_places<S, int64_t>(call) : max_with_places<S, uint8_t>(call);
         const auto as_it_is = [](int64_t, int64_t, int64_t) { return [](const V& found) { return found; }; };
-        put_together<MaximumOf<Acc>>(s, call.input, call.out, as_it_is);
+        put_together<MaximumOf<Acc>, false>(s, call.input, call.out, as_it_is);
     } else if constexpr (std::is_same_v<Call, MaxPoolBackward<S>>) {
         call.places.wide ? max_gradient<S, int64_t>(call) : max_gradient<S, uint8_t>(call);
     } else if constexpr (std::is_same_v<Call, AvgPoolForward<S>>) {
-        put_together<SumOf<Acc>>(s, call.input, call.out, [&](int64_t d, int64_t h, int64_t w) {
+        const auto mean = [&](int64_t d, int64_t h, int64_t w) {
             return [by = V(divisor_of<Acc>(s, call.divisor, d, h, w))](const V& sum) { return sum / by; };
-        });
+        };
+        s.places() > 64 ? put_together<SumOf<Acc>, true>(s, call.input, call.out, mean)
+                        : put_together<SumOf<Acc>, false>(s, call.input, call.out, mean);
     } else {
         const auto note = [&](int64_t d, int64_t h, int64_t w, int64_t) {
             return Acc(1) / divisor_of<Acc>(s, call.divisor, d, h, w);
@@ -215,7 +234,7 @@ void pool_channels_last(const Call& call) {
     }
 }
 
-#define PYKERNELS_POOL(S)                                          \
+#define PYKERNELS_POOL(S)                                        \
     template void pool_channels_last(const MaxPoolForward<S>&);  \
     template void pool_channels_last(const MaxPoolBackward<S>&); \
     template void pool_channels_last(const AvgPoolForward<S>&);  \

@@ -98,7 +98,8 @@ class PoolLines {
     static bool fit(int64_t across, int64_t along, int64_t length) {
         return across <= 64 && along <= 64 && across * along <= 256 && across * along * length <= 1 << 16;
     }
-    // The line of row (d, h), the `number`th of all; make(line) writes it if it is not there yet, and may note something.
+    // The line of row (d, h), the `number`th of all; make(line) writes it if it is not there yet, and may note
+    // something.
     template <typename Make>
     Line of(int64_t number, int64_t d, int64_t h, const Make& make) {
         const int64_t slot = d % across_ * along_ + h % along_;

@@ -27,13 +27,12 @@ void by_rows(const PoolShape& s, const S* input, const Row& row) {
 template <typename S>
 void max_forward(const MaxPoolForward<S>& call) {
     using Acc = Accumulator<S>;
-    by_rows<MaximumOf<Acc>, Acc>(call.shape, call.input,
-                                 [&](int64_t at, int64_t, int64_t, auto& line, const std::vector<const S*>& rows) {
-                                     S* out = call.out + at;
-                                     line.pool(rows.data(), std::ssize(rows), [&](int64_t o, Vec<Acc> found, int used) {
-                                         store_as<Acc, S>(out + o, found, used);
-                                     });
-                                 });
+    by_rows<MaximumOf<Acc>, Acc>(
+        call.shape, call.input, [&](int64_t at, int64_t, int64_t, auto& line, const std::vector<const S*>& rows) {
+            S* out = call.out + at;
+            line.pool(rows.data(), std::ssize(rows),
+                      [&](int64_t o, const Vec<Acc>& found, int used) { store_as<Acc, S>(out + o, found, used); });
+        });
 }
 
 template <typename S>
@@ -45,12 +44,12 @@ void avg_forward(const AvgPoolForward<S>& call) {
         counts[o] = static_cast<Acc>(call.divisor.instead ? 1 : s.columns.count(o, call.divisor.padded));
     by_rows<SumOf<Acc>, Acc>(
         s, call.input, [&](int64_t at, int64_t d, int64_t h, auto& line, const std::vector<const S*>& rows) {
-            const int64_t count = call.divisor.instead ? call.divisor.instead
-                                                       : s.depth.count(d, call.divisor.padded) *
-                                                             s.rows.count(h, call.divisor.padded);
+            const int64_t count = call.divisor.instead
+                                      ? call.divisor.instead
+                                      : s.depth.count(d, call.divisor.padded) * s.rows.count(h, call.divisor.padded);
             const Vec<Acc> of_rows(static_cast<Acc>(count));
             S* out = call.out + at;
-            line.pool(rows.data(), std::ssize(rows), [&](int64_t o, Vec<Acc> sum, int used) {
+            line.pool(rows.data(), std::ssize(rows), [&](int64_t o, const Vec<Acc>& sum, int used) {
                 store_as<Acc, S>(out + o, sum / (of_rows * load_as<Acc>(counts + o, used)), used);
             });
         });

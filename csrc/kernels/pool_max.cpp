@@ -94,7 +94,9 @@ class Forward {
             });
         };
         if constexpr (std::is_same_v<S, Acc>) {
-            const auto line = [&](int64_t plane, int64_t d, int64_t h) { return std::pair(input_row(plane, d, h), true); };
+            const auto line = [&](int64_t plane, int64_t d, int64_t h) {
+                return std::pair(input_row(plane, d, h), true);
+            };
             if (in_place_) return each<Acc>(own, line, row);
         }
         Lines lines(across_, along_, length_, MaximumOf<Acc>::kNothing);

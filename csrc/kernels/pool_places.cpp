@@ -33,7 +33,8 @@ void each_place(const PoolShape& s, const void* places, const Visit& visit) {
                     const auto inside = [](int64_t i, int64_t n) { return std::clamp<int64_t>(i, 0, n - 1); };
                     const int64_t i = inside(front + kd * s.depth.dilation, s.depth.in);
                     const int64_t j = inside(top + kh * s.rows.dilation, s.rows.in);
-                    const int64_t l = inside(s.columns.start(w) + k % s.columns.kernel * s.columns.dilation, s.columns.in);
+                    const int64_t l =
+                        inside(s.columns.start(w) + k % s.columns.kernel * s.columns.dilation, s.columns.in);
                     const int64_t index = (i * s.rows.in + j) * s.columns.in + l;
                     visit(at, (plane * s.in_plane() + index) * beside + c, index, holds);
                 }
@@ -49,9 +50,8 @@ void each_place(const PoolShape& s, const PoolPlaces& places, const Visit& visit
 
 template <typename S>
 void gather(const MaxPoolGather<S>& call) {
-    each_place(call.shape, call.places, [&](int64_t at, int64_t from, int64_t, bool holds) {
-        call.out[at] = holds ? call.input[from] : S(0);
-    });
+    each_place(call.shape, call.places,
+               [&](int64_t at, int64_t from, int64_t, bool holds) { call.out[at] = holds ? call.input[from] : S(0); });
 }
 
 // Each thread owns a run of every plane's output and looks at all of that plane's indices, so that what is written

@@ -66,7 +66,8 @@ class PoolLine {
             const Acc* p = line_ + o * c_.stride;
             if constexpr (kStride == 1) {
                 Vec<Acc> so_far = Vec<Acc>::loadu(p);
-                for (int64_t k = 1; k < c_.kernel; ++k) so_far = Join::join(Vec<Acc>::loadu(p + k * c_.dilation), so_far);
+                for (int64_t k = 1; k < c_.kernel; ++k)
+                    so_far = Join::join(Vec<Acc>::loadu(p + k * c_.dilation), so_far);
                 finish(o, so_far, used);
             } else if constexpr (kStride == 2) {
                 auto [so_far, odd] = load_pairs<Acc>(p, kW);
@@ -116,8 +117,8 @@ class PoolLine {
 template <typename Acc>
 using MaxPoolLine = PoolLine<MaximumOf<Acc>, Acc>;
 
-// The maxima of one plane [rows.in, columns.in] whose rows start `stride` apart, for kernels that have just computed it;
-// the line's columns are the plane's. `out` may not overlap the plane.
+// The maxima of one plane [rows.in, columns.in] whose rows start `stride` apart, for kernels that have just computed
+// it; the line's columns are the plane's. `out` may not overlap the plane.
 template <typename Acc>
 void max_pool_plane(const Acc* plane, int64_t stride, const PoolDimension& rows, MaxPoolLine<Acc>& line, Acc* out,
                     int64_t out_stride) {

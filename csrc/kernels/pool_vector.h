@@ -54,22 +54,13 @@ inline void take_larger(const Vec<T>& next, const Vec<T>& tap, Vec<T>& best, Vec
     place = Vec<T>::blendv(place, tap, larger);
 }
 
-// The gradients whose place is this one, added to a sum.
-template <typename T>
-inline Vec<T> add_where(const Vec<T>& places, const Vec<T>& tap, const Vec<T>& grad, const Vec<T>& sum) {
-#if defined(CPU_CAPABILITY_AVX512)
-    if constexpr (std::is_same_v<T, float>)
-        return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(places, tap, _CMP_EQ_OQ), sum, grad);
-#endif
-    return sum + Vec<T>::blendv(Vec<T>(T(0)), grad, places == tap);
-}
 // Whether any of the lanes is not a number.
 template <typename T>
 inline bool any_missing(const Vec<T>& value) {
 #if defined(CPU_CAPABILITY_AVX512)
     if constexpr (std::is_same_v<T, float>) return _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q) != 0;
 #endif
-    return value.has_inf_nan() && value.isnan().zero_mask() != (1 << kWidth<T>) - 1;
+    return value.has_inf_nan() && value.isnan().zero_mask() != (1 << kWidth<T>)-1;
 }
 
 // Places are kept in lanes of the accumulator's type, which holds whole numbers up to kLanePlaces exactly.
@@ -77,7 +68,6 @@ inline constexpr int64_t kLanePlaces = int64_t{1} << 24;
 
 template <typename T, typename Place>
 inline Vec<T> load_places(const Place* p, int count) {
-    if constexpr (std::is_same_v<T, Place>) return Vec<T>::loadu(p, count);
     alignas(64) T lanes[kWidth<T>] = {};
     for (int i = 0; i < count; ++i) lanes[i] = static_cast<T>(p[i]);
     return Vec<T>::loadu(lanes);
@@ -106,7 +96,7 @@ inline void store_places<float>(uint8_t* p, const Vec<float>& places, int count)
 template <>
 inline Vec<float> load_places<float>(const uint8_t* p, int count) {
     uint64_t bytes = 0;
-    __builtin_memcpy(&bytes, p, static_cast<std::size_t>(count));
+    count == 8 ? __builtin_memcpy(&bytes, p, 8) : __builtin_memcpy(&bytes, p, count & 7);
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
 }
 template <>
@@ -114,9 +104,24 @@ inline void store_places<float>(uint8_t* p, const Vec<float>& places, int count)
     const __m256i numbers = _mm256_cvttps_epi32(places);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
     const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(words, words));
-    __builtin_memcpy(p, &bytes, static_cast<std::size_t>(count));
+    count == 8 ? __builtin_memcpy(p, &bytes, 8) : __builtin_memcpy(p, &bytes, count & 7);
 }
 #endif
+
+// The gradients of the first `count` windows whose place is this one, added to a sum.
+template <typename T, typename Place>
+inline Vec<T> add_where(const Place* places, int64_t tap, const Vec<T>& grad, const Vec<T>& sum, int count) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<Place, uint8_t>) {
+        const auto used = static_cast<__mmask16>((1u << count) - 1);
+        const __m128i bytes = count == 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(places))
+                                          : _mm_maskz_loadu_epi8(used, places);
+        return _mm512_mask_add_ps(sum, _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(tap))), sum, grad);
+    }
+#endif
+    const Vec<T> here = load_places<T>(places, count) == Vec<T>(static_cast<T>(tap));
+    return sum + Vec<T>::blendv(Vec<T>(T(0)), grad, here);
+}
 
 // The even and the odd ones of the first 2 * count elements.
 template <typename Acc, typename S>

@@ -52,8 +52,8 @@ struct Cpu {
     static Tensor max_backward(const Tensor& grad, const Tensor& places, const PoolSizes& s) {
         const Tensor dense = s.formatted(grad), kept = s.formatted(places), found = s.empty(s.input, grad.options());
         by_type(grad, [&]<typename S>(S) {
-            max_pool_backward(MaxPoolBackward<S>{s.shape, dense.const_data_ptr<S>(), places_of(kept, s),
-                                                 found.data_ptr<S>()});
+            max_pool_backward(
+                MaxPoolBackward<S>{s.shape, dense.const_data_ptr<S>(), places_of(kept, s), found.data_ptr<S>()});
         });
         return found;
     }
@@ -95,10 +95,10 @@ struct Cpu {
         const Tensor dense = input.contiguous(s.format), where = indices.contiguous(s.format);
         const Tensor out = at::empty(s.output, input.options(), s.format);
         by_type(input, [&]<typename S>(S) {
-            check_unpool_indices(max_unpool(MaxUnpool<S>{s.planes, s.channels, s.in_plane, s.out_plane,
-                                                         dense.const_data_ptr<S>(), where.const_data_ptr<int64_t>(),
-                                                         out.data_ptr<S>()}),
-                                 s);
+            check_unpool_indices(
+                max_unpool(MaxUnpool<S>{s.planes, s.channels, s.in_plane, s.out_plane, dense.const_data_ptr<S>(),
+                                        where.const_data_ptr<int64_t>(), out.data_ptr<S>()}),
+                s);
         });
         return out;
     }
@@ -133,9 +133,12 @@ TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
 }
 
 static const RawKernel raw_kernels[] = {
-    {"max_pool_forward", Operators::max_forward}, {"max_pool_backward", Operators::max_backward},
-    {"max_pool_gather", Operators::max_gather},   {"max_pool_indices", Operators::max_indices},
-    {"avg_pool_forward", Operators::avg_forward}, {"avg_pool_backward", Operators::avg_backward},
+    {"max_pool_forward", Operators::max_forward},
+    {"max_pool_backward", Operators::max_backward},
+    {"max_pool_gather", Operators::max_gather},
+    {"max_pool_indices", Operators::max_indices},
+    {"avg_pool_forward", Operators::avg_forward},
+    {"avg_pool_backward", Operators::avg_backward},
     {"max_unpool", Operators::unpool},
 };
 

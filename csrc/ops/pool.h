@@ -48,6 +48,7 @@ struct PoolSizes {
 };
 
 struct MaxUnpoolSizes {
+    int64_t dims;
     int64_t planes, channels, in_plane, out_plane;  // of channels last: planes is the batch
     std::vector<int64_t> output;
     at::MemoryFormat format;
@@ -80,8 +81,8 @@ struct PoolOperators {
     static Tensor max_backward(const Tensor& grad, const Tensor& places, PoolInts size, PoolInts kernel_size,
                                PoolInts stride, PoolInts padding, PoolInts dilation, bool ceil_mode,
                                PoolInts output_size) {
-        const auto sizes = check_max_pool_backward(
-            grad, places, size, {kernel_size, stride, padding, dilation, ceil_mode, output_size});
+        const auto sizes = check_max_pool_backward(grad, places, size,
+                                                   {kernel_size, stride, padding, dilation, ceil_mode, output_size});
         return Backend::max_backward(grad, places, sizes);
     }
     static Tensor max_gather(const Tensor& input, const Tensor& places, PoolInts kernel_size, PoolInts stride,

@@ -151,7 +151,7 @@ PoolSizes check_avg_pool_backward(const Tensor& grad, at::IntArrayRef size, bool
     check_floating(kAvg, "grad", grad);
     const auto dims = window.dims();
     const bool last = channels_last && dims >= 2 && static_cast<int64_t>(size.size()) == dims + 2;
-    const auto format = !last      ? at::MemoryFormat::Contiguous
+    const auto format = !last       ? at::MemoryFormat::Contiguous
                         : dims == 2 ? at::MemoryFormat::ChannelsLast
                                     : at::MemoryFormat::ChannelsLast3d;
     auto s = sizes_of(kAvg, size, window, format);
@@ -171,7 +171,7 @@ MaxUnpoolSizes check_max_unpool(const Tensor& input, const Tensor& indices, at::
     check_same_device(kUnpool, "indices", indices, input);
     for (const auto d : c10::irange(lead - 1, input.dim()))
         TORCH_CHECK(input.size(d) > 0, "[", kUnpool, "] expected input with elements, got ", input.sizes());
-    MaxUnpoolSizes s{1, 1, 1, 1, input.sizes().slice(0, lead).vec(), format_of(input, dims)};
+    MaxUnpoolSizes s{dims, 1, 1, 1, 1, input.sizes().slice(0, lead).vec(), format_of(input, dims)};
     s.planes = c10::multiply_integers(input.sizes().slice(0, lead));
     s.in_plane = c10::multiply_integers(input.sizes().slice(lead));
     s.out_plane = c10::multiply_integers(output_size);

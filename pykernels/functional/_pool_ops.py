@@ -130,6 +130,10 @@ def _in_both(op: Any, input: Tensor, *rest: Any) -> Tensor:
     return torch._VF._make_dual(op(value, *rest), op(tangent, *rest), level=0)
 
 
+def _or_none(grads: Sequence[Any], gradient: Callable[[Tensor], Tensor]) -> Tensor | None:
+    return None if grads[0] is None else gradient(grads[0])
+
+
 class _MaxForward(Derivative):
     op = max_forward
 
@@ -143,7 +147,7 @@ class _MaxForward(Derivative):
         (places,) = ctx.saved_tensors
         if not ctx.kept:
             places = max_forward(places.detach(), *ctx.window, True)[1]
-        return max_backward(grads[0], places, ctx.size, *ctx.window), *[None] * 7
+        return _or_none(grads, lambda grad: max_backward(grad, places, ctx.size, *ctx.window)), *[None] * 7
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:
         input, *window, keep = args
@@ -161,7 +165,7 @@ class _MaxBackward(Derivative):
         ctx.save_for_backward(args[1])
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        return max_gather(grads[0], ctx.saved_tensors[0], *ctx.window), *[None] * 8
+        return _or_none(grads, lambda grad: max_gather(grad, ctx.saved_tensors[0], *ctx.window)), *[None] * 8
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return _in_both(max_backward, *args)
@@ -175,7 +179,9 @@ class _MaxGather(Derivative):
         ctx.save_for_backward(args[1])
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        return max_backward(grads[0], ctx.saved_tensors[0], ctx.size, *ctx.window), *[None] * 7
+        return _or_none(grads, lambda grad: max_backward(grad, ctx.saved_tensors[0], ctx.size, *ctx.window)), *[
+            None
+        ] * 7
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return _in_both(max_gather, *args)
@@ -189,7 +195,7 @@ class _AvgForward(Derivative):
         ctx.size, ctx.last = input.shape, is_channels_last(input, window_of_mean(*ctx.numbers[:5]).dims)
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        return avg_backward(grads[0], ctx.size, ctx.last, *ctx.numbers), *[None] * 7
+        return _or_none(grads, lambda grad: avg_backward(grad, ctx.size, ctx.last, *ctx.numbers)), *[None] * 7
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return _in_both(avg_forward, *args)
@@ -202,7 +208,7 @@ class _AvgBackward(Derivative):
         ctx.numbers = args[3:]
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        return avg_forward(grads[0], *ctx.numbers), *[None] * 9
+        return _or_none(grads, lambda grad: avg_forward(grad, *ctx.numbers)), *[None] * 9
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return _in_both(avg_backward, *args)
@@ -216,7 +222,7 @@ class _Unpool(Derivative):
         ctx.dims = len(args[2])
 
     def backward(self, ctx: Any, needed: list[Any], *grads: Any) -> Sequence[Any]:
-        return unpool_gradient(grads[0], ctx.saved_tensors[0], ctx.dims), None, None
+        return _or_none(grads, lambda grad: unpool_gradient(grad, ctx.saved_tensors[0], ctx.dims)), *[None] * 2
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> Any:
         return _in_both(unpool, *args)

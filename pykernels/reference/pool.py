@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
@@ -80,6 +81,8 @@ def adaptive_window(dims: int, size: Sequence[int], output_size: Any) -> Window:
     """None in `output_size` keeps the size."""
     single = output_size is None or isinstance(output_size, int)
     wanted: tuple[Any, ...] = (output_size,) * dims if single else tuple(output_size)
+    if len(wanted) != dims:
+        raise RuntimeError(f"[pool] expected output_size of {dims} numbers, got {list(wanted)}")
     if None in wanted:
         wanted = tuple(n if out is None else out for n, out in zip(size[-dims:], wanted, strict=True))
     return Window((), (), (), (), False, wanted)
@@ -183,6 +186,11 @@ def unpooled_size(
     """
     kernel = spread(kernel_size, dims)
     steps = kernel if stride is None else spread(stride, dims)
+    if is_compiling():  # which cannot trace torch's check
+        if output_size is not None:
+            return tuple(output_size[-dims:])
+        each = zip(input.shape[-dims:], kernel, steps, spread(padding, dims), strict=True)
+        return tuple((n - 1) * s + k - 2 * p for n, k, s, p in each)
     return tuple(F._unpool_output_size(input, kernel, steps, spread(padding, dims), output_size))  # type: ignore[attr-defined]
 
 

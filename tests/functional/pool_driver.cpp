@@ -74,7 +74,8 @@ void run(bool channels_last) {
     max_pool_gather(MaxPoolGather<S>{s, places, input.get(), gathered.get()});
     max_pool_indices(MaxPoolIndices{s, places, indices.get()});
     const int64_t beside = channels_last ? s.channels : 1;
-    const MaxUnpool<S> back{s.planes() / beside, beside, s.out_plane(), s.in_plane(), y.get(), indices.get(), found.get()};
+    const MaxUnpool<S> back{s.planes() / beside, beside,     s.out_plane(), s.in_plane(), y.get(),
+                            indices.get(),       found.get()};
     if (!max_unpool(back)) std::abort();
     if (s.columns.dilation == 1 && s.rows.dilation == 1 && s.depth.dilation == 1) {
         const PoolDivisor divisor{draw(0, 1) == 1, draw(0, 3) ? 0 : 3};
