@@ -20,18 +20,22 @@ __global__ void __launch_bounds__(kThreads) weight_rows_kernel(const __grid_cons
     static_cast<T*>(args.to)[index] = tap < args.taps ? from[at] : to_storage<T>(0);
 }
 
-// Where a tap is among the kernel's, in the order of the lattices.
+// Where a tap is among the kernel's, whose lattices are one after the other.
 __device__ inline int64_t place_of_tap(const ConvWeightTurn& args, int64_t tap) {
-    int64_t place = 0;
-    const int64_t rest[3] = {tap / args.kernel[2] / args.kernel[1], tap / args.kernel[2] % args.kernel[1],
-                             tap % args.kernel[2]};
+    const int64_t line = tap / args.kernel[2];
+    const int64_t number[3] = {line / args.kernel[1], line % args.kernel[1], tap % args.kernel[2]};
+    int before[3], taps[3], own[3];  // along each dimension: taps of other lattices, taps of this one, its number there
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-        const int own = static_cast<int>(rest[a]), first = own % args.period[a], more = args.kernel[a] % args.period[a];
-        const int before = first * (args.kernel[a] / args.period[a]) + (first < more ? first : more);
-        place = place * args.kernel[a] + before + own / args.period[a];
+        const int whole = args.kernel[a] / args.period[a], more = args.kernel[a] % args.period[a];
+        const int first = static_cast<int>(number[a]) % args.period[a];
+        before[a] = first * whole + (first < more ? first : more);
+        taps[a] = whole + (first < more ? 1 : 0);
+        own[a] = static_cast<int>(number[a]) / args.period[a];
     }
-    return place;
+    const int64_t start = (int64_t{before[0]} * args.kernel[1] + int64_t{taps[0]} * before[1]) * args.kernel[2] +
+                          int64_t{taps[0]} * taps[1] * before[2];
+    return start + (int64_t{own[0]} * taps[1] + own[1]) * taps[2] + own[2];
 }
 
 // A block has 32 rows and 32 of the columns beside each other in memory.
