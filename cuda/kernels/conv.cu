@@ -91,6 +91,7 @@ cudaError_t forward_depthwise(const ConvForward& args, cudaStream_t stream) {
     call.channels = s.groups * s.out_channels;
     call.shared = s.out_channels;
     call.many = 1;
+    call.zeros_count = true;
     const cudaError_t error = depthwise_weight(call, args.dtype, s, args.weight, args.workspace, stream);
     call.chunks = depthwise_chunks(call, args.dtype);
     return error != cudaSuccess ? error : conv_depthwise(call, args.dtype, stream);

@@ -48,12 +48,13 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
 #pragma unroll
             for (int i = 0; i < kPlacesOfThread; ++i) {
                 const T* pixel = patch_pixel(patches, lattices, source, row[i], tap);
-                if (pixel != nullptr) {
-                    const auto value = load_pack<kPack>(pixel);
+                if (pixel == nullptr && !args.zeros_count) {
+                    continue;
+                }
+                const auto value = pixel != nullptr ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
 #pragma unroll
-                    for (int e = 0; e < kPack; ++e) {
-                        sum[i][e] += value.at(e) * weight.at(e);
-                    }
+                for (int e = 0; e < kPack; ++e) {
+                    sum[i][e] += value.at(e) * weight.at(e);
                 }
             }
             next_tap(lattices, tap);

@@ -47,12 +47,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
 #pragma unroll
         for (int t = 0; t < kTaps; ++t) {
             const T* pixel = patch_pixel(args.patches, lattices, source, row, taps[t]);
-            if (pixel != nullptr) {
-                const auto value = load_pack<kPack>(pixel);
+            const auto value = pixel != nullptr ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
 #pragma unroll
-                for (int e = 0; e < kPack; ++e) {
-                    sum[t][e] += own.at(e) * value.at(e);
-                }
+            for (int e = 0; e < kPack; ++e) {
+                sum[t][e] += own.at(e) * value.at(e);
             }
         }
 #pragma unroll

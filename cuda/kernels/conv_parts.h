@@ -34,7 +34,8 @@ struct ConvDepthwise {
     bool relu;
     void* out;
     ConvStrides result;
-    bool chunks;  // of neighbouring channels of everything
+    bool chunks;       // of neighbouring channels of everything
+    bool zeros_count;  // what lies outside is a zero, and times what is not a number it is none either; or nothing
     int64_t batch, channels, shared, many;
 };
 cudaError_t conv_depthwise(const ConvDepthwise& args, DType dtype, cudaStream_t stream);
