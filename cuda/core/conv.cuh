@@ -53,7 +53,7 @@ struct ConvPatches {
     PaddingMode mode;
     const void* data;
     ConvStrides strides;
-    int channels, filled;  // of a group; columns of a tap: those of `filled` that are no channels are zeros
+    int channels, filled;  // of a group; columns of a tap, a multiple of a chunk or half of one: zeros are filled in
     bool chunks;           // all 16 bytes of a chunk lie beside each other, aligned to 16 bytes
 };
 
@@ -144,7 +144,7 @@ __device__ inline PatchColumn patch_column(int number, const ConvPatches& patche
     return {number % patches.filled, {line / lattices.h->taps, line % lattices.h->taps, tap % lattices.w->taps}};
 }
 
-// The columns from `column` on, of one row.
+// A chunk of columns from `column` on, of one row.
 template <class T>
 __device__ inline Chunk<T> gather_chunk(const ConvPatches& patches, const ConvLattices& lattices, const T* group,
                                         const PatchRow& row, PatchColumn column) {
@@ -152,15 +152,23 @@ __device__ inline Chunk<T> gather_chunk(const ConvPatches& patches, const ConvLa
     if (patches.chunks) {
         return pixel != nullptr ? *reinterpret_cast<const Chunk<T>*>(pixel + column.channel) : empty_chunk<T>();
     }
+    constexpr int kHalf = kChunk<T> / 2;
     Chunk<T> chunk;
 #pragma unroll
-    for (int e = 0; e < kChunk<T>; ++e) {
-        const bool inside = pixel != nullptr && column.channel < patches.channels;
-        chunk.value[e] = inside ? pixel[column.channel * patches.strides.channel] : to_storage<T>(0);
-        if (e + 1 < kChunk<T> && ++column.channel == patches.filled) {
-            column.channel = 0;
-            next_tap(lattices, column.tap);
-            pixel = patch_pixel(patches, lattices, group, row, column.tap);
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int e = 0; e < kHalf; ++e) {
+            const int channel = column.channel + e;
+            const bool inside = pixel != nullptr && channel < patches.channels;
+            chunk.value[half * kHalf + e] = inside ? pixel[channel * patches.strides.channel] : to_storage<T>(0);
+        }
+        if (half == 0) {
+            column.channel += kHalf;
+            if (patches.filled == kHalf) {
+                column.channel = 0;
+                next_tap(lattices, column.tap);
+                pixel = patch_pixel(patches, lattices, group, row, column.tap);
+            }
         }
     }
     return chunk;

@@ -45,7 +45,9 @@ cudaError_t product(const ConvProduct& args, DType dtype, ConvTile tile, int64_t
 }
 
 // Values of a row of weights as the forward reads it, and whether it lies so already.
-int64_t weight_row(DType dtype, const ConvShape& s) { return filled_up(s.taps() * s.in_channels, chunk_of(dtype)); }
+int64_t weight_row(DType dtype, const ConvShape& s) {
+    return filled_up(s.taps() * filled_channels(dtype, s.in_channels), chunk_of(dtype));
+}
 bool weight_in_place(const ConvForward& args) {
     const ConvShape& s = args.shape;
     return (s.channels_last || s.taps() == 1) && weight_row(args.dtype, s) == s.taps() * s.in_channels &&
@@ -202,7 +204,8 @@ cudaError_t conv_forward(const ConvForward& args, cudaStream_t stream) {
     call.weight_row = row;
     if (!weight_in_place(args)) {
         call.weight = args.workspace;
-        const ConvWeightRows pack{args.weight, args.workspace, rows, s.in_channels, s.taps(), row, s.channels_last};
+        const ConvWeightRows pack{args.weight, args.workspace,      rows, s.in_channels,
+                                  s.taps(),    call.patches.filled, row,  s.channels_last};
         if (cudaError_t error = conv_weight_rows(pack, args.dtype, stream); error != cudaSuccess) {
             return error;
         }
@@ -259,14 +262,14 @@ cudaError_t conv_input_gradient(const ConvInputGradient& args, cudaStream_t stre
 }
 
 int64_t conv_workspace(const ConvWeightGradient& args) {
-    const ConvParts parts(args.shape);
+    const ConvParts parts(args.dtype, args.shape);
     const int64_t of_row = parts.columns_stride + (args.grad_bias != nullptr ? 1 : 0);
     return parts.parts * args.shape.groups * args.shape.out_channels * of_row * accumulator_bytes(args.dtype);
 }
 
 cudaError_t conv_weight_gradient(const ConvWeightGradient& args, cudaStream_t stream) {
     const ConvShape& s = args.shape;
-    const ConvParts parts(s);
+    const ConvParts parts(args.dtype, s);
     const int64_t rows = s.groups * s.out_channels, sums = parts.parts * rows * parts.columns_stride;
     ConvPlaceSums call{};
     call.sums = args.workspace;
@@ -298,9 +301,10 @@ cudaError_t conv_weight_gradient(const ConvWeightGradient& args, cudaStream_t st
         error =
             tiled ? conv_place_sums_tiled(call, args.dtype, stream) : conv_place_sums_simple(call, args.dtype, stream);
     }
-    const ConvAddParts add{call.sums,      call.row_sums,        args.grad_weight,
-                           args.grad_bias, parts.parts,          rows,
-                           parts.columns,  parts.columns_stride, s.channels_last ? 1 : s.taps()};
+    const int64_t filled = is_depthwise(s) ? 1 : call.patches.filled;
+    const ConvAddParts add{call.sums,   call.row_sums, args.grad_weight,     args.grad_bias,
+                           parts.parts, rows,          parts.columns_stride, s.in_channels,
+                           s.taps(),    filled,        s.channels_last};
     return error != cudaSuccess ? error : conv_add_parts(add, args.dtype, stream);
 }
 

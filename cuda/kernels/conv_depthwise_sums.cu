@@ -122,14 +122,12 @@ __global__ void __launch_bounds__(kDepthwiseThreads) add_parts_kernel(const __gr
         }
     }
     const int64_t row = index * kOwn / args.columns_stride, first = index * kOwn % args.columns_stride;
-    const int64_t channels = args.columns / args.taps;
+    T* to = static_cast<T*>(args.grad_weight) + row * args.channels * args.taps;
 #pragma unroll
     for (int e = 0; e < kOwn; ++e) {
-        const int64_t column = first + e;
-        if (column < args.columns) {
-            const int64_t at = column % channels * args.taps + column / channels;
-            static_cast<T*>(args.grad_weight)[row * args.columns + (args.taps == 1 ? column : at)] =
-                to_storage<T>(sum[e]);
+        const int64_t tap = (first + e) / args.filled, channel = (first + e) % args.filled;
+        if (tap < args.taps && channel < args.channels) {
+            to[args.channels_last ? tap * args.channels + channel : channel * args.taps + tap] = to_storage<T>(sum[e]);
         }
     }
 }

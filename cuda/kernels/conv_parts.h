@@ -57,16 +57,17 @@ cudaError_t conv_depthwise_sums(const ConvPlaceSums& args, DType dtype, cudaStre
 struct ConvAddParts {
     const void *sums, *row_sums;  // as above
     void *grad_weight, *grad_bias;
-    int64_t parts, rows, columns, columns_stride;
-    int64_t taps;  // planar: columns are [tap, channel], and grad_weight's [channel, tap]; else 1
+    int64_t parts, rows, columns_stride;
+    int64_t channels, taps, filled;  // columns are [taps, filled], of which so many are channels
+    bool channels_last;              // grad_weight's are [taps, channels], or else [channels, taps]
 };
 cudaError_t conv_add_parts(const ConvAddParts& args, DType dtype, cudaStream_t stream);
 
-// Rows of weights with the taps' channels beside each other, filled up with zeros to `row` values.
+// Rows of weights with the taps' channels beside each other: [taps, filled] and zeros up to `row` values.
 struct ConvWeightRows {
     const void* from;  // [rows, channels, taps] or, channels last, [rows, taps, channels]
     void* to;
-    int64_t rows, channels, taps, row;
+    int64_t rows, channels, taps, filled, row;
     bool channels_last;
 };
 cudaError_t conv_weight_rows(const ConvWeightRows& args, DType dtype, cudaStream_t stream);

@@ -11,6 +11,11 @@ namespace pykernels::cuda {
 // 16 bytes, in values.
 inline int64_t chunk_of(DType dtype) { return 16 / storage_bytes(dtype); }
 inline int64_t filled_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+// Columns of a tap.
+inline int64_t filled_channels(DType dtype, int64_t channels) {
+    const int64_t chunk = chunk_of(dtype);
+    return channels <= chunk / 2 ? chunk / 2 : filled_up(channels, chunk);
+}
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // Few channels that have an input channel of their own: a product would waste its tile.
@@ -87,7 +92,7 @@ inline ConvPatches forward_patches(DType dtype, const ConvShape& s, const void* 
     patches.data = input;
     patches.strides = input_strides(s);
     patches.channels = static_cast<int>(s.in_channels);
-    patches.filled = std::max(patches.channels, 1);
+    patches.filled = static_cast<int>(filled_channels(dtype, s.in_channels));
     patches.chunks = s.channels_last && s.in_channels > 0 && s.in_channels % chunk_of(dtype) == 0 && is_aligned(input);
     return patches;
 }
@@ -109,7 +114,9 @@ inline ConvPatches gradient_patches(DType dtype, const ConvShape& s, const void*
 struct ConvParts {
     int64_t columns, columns_stride, parts, part;
 
-    explicit ConvParts(const ConvShape& s) : columns(s.taps() * s.in_channels), columns_stride(filled_up(columns, 4)) {
+    ConvParts(DType dtype, const ConvShape& s)
+        : columns(s.taps() * (is_depthwise(s) ? 1 : filled_channels(dtype, s.in_channels))),
+          columns_stride(filled_up(columns, 4)) {
         const int64_t places = s.batch * s.places();
         int64_t blocks, most, wanted, least;
         if (is_depthwise(s)) {

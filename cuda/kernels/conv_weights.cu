@@ -15,9 +15,9 @@ __global__ void __launch_bounds__(kThreads) weight_rows_kernel(const __grid_cons
         return;
     }
     const T* from = static_cast<const T*>(args.from) + row * args.channels * args.taps;
-    const int64_t tap = column / args.channels, channel = column % args.channels;
-    const int64_t at = args.channels_last ? column : channel * args.taps + tap;
-    static_cast<T*>(args.to)[index] = tap < args.taps ? from[at] : to_storage<T>(0);
+    const int64_t tap = column / args.filled, channel = column % args.filled;
+    const int64_t at = args.channels_last ? tap * args.channels + channel : channel * args.taps + tap;
+    static_cast<T*>(args.to)[index] = tap < args.taps && channel < args.channels ? from[at] : to_storage<T>(0);
 }
 
 // Where a tap is among the kernel's, whose lattices are one after the other.
