@@ -55,6 +55,29 @@ struct WeightRows {
     }
 };
 
+// In which order the columns come that a tile has. Where all taps' values of a few channels come before those of the
+// next, a multiprocessor's own cache still has most of what neighbouring taps read.
+struct TileOrder {
+    bool taps_first;
+    int taps, filled, depth, tap = 0, channel = 0;
+
+    template <class T>
+    __device__ static TileOrder of(const ConvPatches& patches, int taps) {
+        const bool fits = patches.mode == PaddingMode::Zeros && taps <= 32 && patches.filled % kTileDepth<T> == 0;
+        return {patches.chunks && fits, taps, patches.filled, kTileDepth<T>};
+    }
+    // The first column of the tile, and on to the next tile.
+    __device__ int next() {
+        const int first = tap * filled + channel;
+        if (taps_first && ++tap < taps) {
+            return first;
+        }
+        tap = 0;
+        channel += depth;
+        return first;
+    }
+};
+
 // The thread's share of a tile of patches where chunks are copied: one of every so many rows.
 template <class Block>
 class CopiedPatches {
@@ -62,35 +85,87 @@ class CopiedPatches {
     using T = typename Block::T;
     static constexpr int kApart = Block::kThreads / kRowChunks, kOwn = Block::kRows / kApart;
 
-    __device__ CopiedPatches(const ConvPatches& patches, const ConvLattices& lattices, const T* group)
-        : column_(patch_column(chunk() * kChunk<T>, patches, lattices)) {
-        find(patches, lattices, group);
+    __device__ CopiedPatches(const ConvPatches& patches, const ConvLattices& lattices, const T* group, bool taps_first)
+        : taps_first_(taps_first), column_(patch_column(chunk() * kChunk<T>, patches, lattices)) {
+        if (taps_first) {
+            find_all(patches, lattices, group);
+        } else {
+            find(patches, lattices, group);
+        }
     }
     __device__ void stage(T* tile, const ConvPatches& patches, const ConvLattices& lattices, const T* group) {
+        int64_t step = column_.channel;
+        if (taps_first_) {
+            step += int64_t{column_.tap[0] * lattices.d->tap_step} * patches.strides.pixel[0] +
+                    int64_t{column_.tap[1] * lattices.h->tap_step} * patches.strides.pixel[1] +
+                    int64_t{column_.tap[2] * lattices.w->tap_step} * patches.strides.pixel[2];
+        }
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
-            const bool inside = pixel_[i] != nullptr;
+            const bool inside = (there_[i] >> tap_ & 1u) != 0;
             copy_later_cached(tile + (row() + i * kApart) * kRowStride<T> + chunk() * kChunk<T>,
-                              inside ? pixel_[i] + column_.channel : group, inside ? 16 : 0);
+                              inside ? pixel_[i] + step : group, inside ? 16 : 0);
         }
-        if (advance(column_, kTileDepth<T>, patches, lattices)) {
-            find(patches, lattices, group);
+        if (!taps_first_) {
+            if (advance(column_, kTileDepth<T>, patches, lattices)) {
+                find(patches, lattices, group);
+            }
+            return;
+        }
+        ++tap_;
+        next_tap(lattices, column_.tap);
+        if (column_.tap[0] == lattices.d->taps) {
+            column_.tap[0] = tap_ = 0;
+            column_.channel += kTileDepth<T>;
         }
     }
 
   private:
     __device__ static int chunk() { return Block::thread() % kRowChunks; }
     __device__ static int row() { return Block::thread() / kRowChunks; }
+    // What this tap reads.
     __device__ void find(const ConvPatches& patches, const ConvLattices& lattices, const T* group) {
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
             const PatchRow place = ProductShared<Block>::places()[row() + i * kApart].row;
             pixel_[i] = patch_pixel(patches, lattices, group, place, column_.tap);
+            there_[i] = pixel_[i] != nullptr ? 1 : 0;
+        }
+    }
+    // Where the first tap would read, and which of the taps read something.
+    __device__ void find_all(const ConvPatches& patches, const ConvLattices& lattices, const T* group) {
+        const auto reads = [&](const PatchRow& place, const ConvLattice* lattice, int a, int tap) {
+            const int position = place.position[a] + tap * lattice->tap_step;
+            return static_cast<unsigned>(position) < static_cast<unsigned>(patches.axis[a].source);
+        };
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+            const PatchRow place = ProductShared<Block>::places()[row() + i * kApart].row;
+            int64_t first = place.image;
+#pragma unroll
+            for (int a = 0; a < 3; ++a) {
+                first += int64_t{place.position[a]} * patches.strides.pixel[a];
+            }
+            pixel_[i] = group + first;
+            uint32_t line = 0, all = 0;
+            for (int w = 0; w < lattices.w->taps; ++w) {
+                line |= (reads(place, lattices.w, 2, w) ? 1u : 0u) << w;
+            }
+            int before = 0;
+            for (int d = 0; d < lattices.d->taps; ++d) {
+                for (int h = 0; h < lattices.h->taps; ++h, before += lattices.w->taps) {
+                    all |= reads(place, lattices.d, 0, d) && reads(place, lattices.h, 1, h) ? line << before : 0;
+                }
+            }
+            there_[i] = place.image >= 0 ? all : 0;
         }
     }
 
+    const bool taps_first_;
     PatchColumn column_;
+    int tap_ = 0;  // taps first: its number
     const T* pixel_[kOwn];
+    uint32_t there_[kOwn];  // bit t: tap t reads something
 };
 
 // The same where values are read one by one: neighbouring threads have neighbouring rows. They are fetched before the
@@ -207,13 +282,14 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kBlocks)
     const int64_t first_channel = int64_t{group} * args.columns + first_column;
     const WeightRows<Block> weights(args, first_channel, int64_t{before} * patches.filled,
                                     static_cast<int>(args.columns) - first_column);
+    TileOrder order = TileOrder::of<T>(patches, lattices.taps());
     typename Block::Sums sums;
     // One tile after the other: `begin` and `end` are called around the halves that are multiplied meanwhile.
     const auto walk = [&](const auto& first, const auto& begin, const auto& end) {
 #pragma unroll 1
         for (int tile = 0; tile < kRing - 1; ++tile) {
             if (tile < tiles) {
-                weights.stage(Shared::weights(tile), tile * kTileDepth<T>, depth, args.weight_row);
+                weights.stage(Shared::weights(tile), order.next(), depth, args.weight_row);
                 first(Shared::patches(tile));
             }
             end_copy_group();
@@ -223,18 +299,18 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kBlocks)
         for (int tile = 0; tile < tiles; ++tile) {
             wait_for_copies<kRing - 2>();
             block_barrier();  // the tile is there, and the one before it has been used
-            const int next = tile + kRing - 1;
-            if (next < tiles) {
-                weights.stage(Shared::weights(next_slot), next * kTileDepth<T>, depth, args.weight_row);
+            const bool more = tile + kRing - 1 < tiles;
+            if (more) {
+                weights.stage(Shared::weights(next_slot), order.next(), depth, args.weight_row);
             }
 #pragma unroll
             for (int half = 0; half < kTileHalves; ++half) {
-                if (next < tiles) {
+                if (more) {
                     begin(Shared::patches(next_slot), half);
                 }
                 sums.add_rows(Shared::patches(slot) + Block::first_row() * kRowStride<T> + half * kHalfDepth<T>,
                               Shared::weights(slot) + Block::first_column() * kRowStride<T> + half * kHalfDepth<T>);
-                if (next < tiles) {
+                if (more) {
                     end(Shared::patches(next_slot), half);
                 }
             }
@@ -245,7 +321,7 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kBlocks)
     };
     if (tiles > 0) {
         if constexpr (kCopied) {
-            CopiedPatches<Block> copied(patches, lattices, source);
+            CopiedPatches<Block> copied(patches, lattices, source, order.taps_first);
             const auto stage = [&](T* tile) { copied.stage(tile, patches, lattices, source); };
             walk(
                 stage,

@@ -20,8 +20,8 @@ FEW, MANY = 1, 256
 FEATURES = {
     "batch": (1, 3),
     "groups": [1, 1, 2, 3],
-    "inputs": [1, 2, 3, 8, 16, 40],
-    "outputs": [1, 3, 8, 16, 70],
+    "inputs": [1, 2, 3, 8, 16, 32, 40],
+    "outputs": [1, 3, 8, 16, 32, 70],
     "mode": ["zeros", "zeros", *MODES],
     "bias": FLAG,
     "relu": FLAG,
