@@ -76,9 +76,9 @@ int64_t depthwise_workspace(DType dtype, const ConvShape& s) {
     return turns_depthwise_weight(s) ? s.groups * s.out_channels * s.taps() * storage_bytes(dtype) : 0;
 }
 bool depthwise_chunks(const ConvDepthwise& args, DType dtype) {
-    return args.result.channel == 1 && args.shared == 1 && args.many == 1 && args.channels % chunk_of(dtype) == 0 &&
-           args.weight_channel == 1 && is_aligned(args.patches.data) && is_aligned(args.weight) &&
-           is_aligned(args.bias) && is_aligned(args.out);
+    return args.patches.strides.channel == 1 && args.result.channel == 1 && args.shared == 1 && args.many == 1 &&
+           args.channels % chunk_of(dtype) == 0 && args.weight_channel == 1 && is_aligned(args.patches.data) &&
+           is_aligned(args.weight) && is_aligned(args.bias) && is_aligned(args.out);
 }
 
 cudaError_t forward_depthwise(const ConvForward& args, cudaStream_t stream) {

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads) add_parts_kernel(const __gr
     }
     const A* from = static_cast<const A*>(args.sums) + index * kOwn;
     A sum[kOwn] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t part = 0; part < args.parts; ++part, from += args.rows * args.columns_stride) {
         const auto own = load_pack<kOwn>(from);
 #pragma unroll

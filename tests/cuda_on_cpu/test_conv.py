@@ -175,6 +175,15 @@ def test_empty(device, dtype, channels_last, call):
         assert not found["grad bias"].any()
 
 
+@pytest.mark.parametrize("channels_last", FLAG, ids=["planar", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_one_place_of_a_larger_image(device, groups, channels_last):
+    """Its channels are beside each other in either layout, those of the image are not."""
+    channels = {"groups": groups, "inputs": 16 // groups, "outputs": 16 // groups, "channels_last": channels_last}
+    for kernel in ((1, 1), (2, 2)):
+        check(device, Call((2, 2), kernel, (2, 2), **channels), torch.float32)
+
+
 def test_an_image_of_padding_alone(device):
     check(device, Call((0, 3), (2, 2), padding=(2, 1, 0, 0)), torch.float32)
 
