@@ -39,6 +39,8 @@ struct ConvAxis {
     ConvLattice lattice[kMostLattices];
     int lattices, step, source, tap_apart, apart;
     int taps;  // of all lattices, whether in this launch or not
+    // At position i outside of the source stands turn * i + below, or above; -1 is a zero.
+    int turn, below, above;
 };
 
 // Where pixels lie, in values: image n, channel c and position i of dimension a at n * image + c * channel + i *
@@ -80,39 +82,23 @@ struct ConvLattices {
     __device__ int taps() const { return d->taps * h->taps * w->taps; }
 };
 
-// The pixel at position i of a dimension, or -1 for a zero.
-__device__ inline int pixel_at(int i, int size, PaddingMode mode) {
-    if (static_cast<unsigned>(i) < static_cast<unsigned>(size)) {
-        return i;
-    }
-    switch (mode) {
-        case PaddingMode::Reflect:
-            return i < 0 ? -i : 2 * (size - 1) - i;
-        case PaddingMode::Replicate:
-            return i < 0 ? 0 : size - 1;
-        case PaddingMode::Circular:
-            return i < 0 ? i + size : i - size;
-        default:
-            return -1;
-    }
+// The pixel that stands at position i of a dimension, or -1 for a zero.
+__device__ inline int pixel_at(int i, const ConvAxis& axis) {
+    const bool inside = static_cast<unsigned>(i) < static_cast<unsigned>(axis.source);
+    return inside ? i : axis.turn * i + (i < 0 ? axis.below : axis.above);
 }
 
 // Channel 0 of what the row's tap reads, null for a zero.
 template <class T>
 __device__ inline const T* patch_pixel(const ConvPatches& patches, const ConvLattices& lattices, const T* group,
                                        const PatchRow& row, const int (&tap)[3]) {
-    if (row.image < 0 || tap[0] >= lattices.d->taps) {
-        return nullptr;
-    }
-    const ConvAxis* axis = patches.axis;
-    const int d = pixel_at(row.position[0] + tap[0] * lattices.d->tap_step, axis[0].source, patches.mode);
-    const int h = pixel_at(row.position[1] + tap[1] * lattices.h->tap_step, axis[1].source, patches.mode);
-    const int w = pixel_at(row.position[2] + tap[2] * lattices.w->tap_step, axis[2].source, patches.mode);
-    if ((d | h | w) < 0) {
-        return nullptr;
-    }
+    const int d = pixel_at(row.position[0] + tap[0] * lattices.d->tap_step, patches.axis[0]);
+    const int h = pixel_at(row.position[1] + tap[1] * lattices.h->tap_step, patches.axis[1]);
+    const int w = pixel_at(row.position[2] + tap[2] * lattices.w->tap_step, patches.axis[2]);
     const int* pixel = patches.strides.pixel;
-    return group + row.image + int64_t{d} * pixel[0] + int64_t{h} * pixel[1] + int64_t{w} * pixel[2];
+    const int64_t at = row.image + int64_t{d} * pixel[0] + int64_t{h} * pixel[1] + int64_t{w} * pixel[2];
+    const bool inside = (d | h | w) >= 0 && tap[0] < lattices.d->taps && row.image >= 0;
+    return inside ? group + at : nullptr;
 }
 
 __device__ inline void next_tap(const ConvLattices& lattices, int (&tap)[3]) {

@@ -295,8 +295,8 @@ cudaError_t conv_weight_gradient(const ConvWeightGradient& args, cudaStream_t st
         // the gradient's places in one line, of one tap
         call.grad.filled = call.grad.channels;
         const ConvDimension one{1, 1, 1, 1, 1, 0}, line{s.places(), s.places(), 1, 1, 1, 0};
-        call.grad.axis[0] = call.grad.axis[1] = forward_axis(one);
-        call.grad.axis[2] = forward_axis(line);
+        call.grad.axis[0] = call.grad.axis[1] = forward_axis(one, PaddingMode::Zeros);
+        call.grad.axis[2] = forward_axis(line, PaddingMode::Zeros);
         const bool tiled = args.dtype == DType::bf16 || args.dtype == DType::f16;
         error =
             tiled ? conv_place_sums_tiled(call, args.dtype, stream) : conv_place_sums_simple(call, args.dtype, stream);

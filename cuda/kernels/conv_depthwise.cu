@@ -45,16 +45,20 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
                 number = number * patches.axis[a].taps + lattice[a]->first_tap + tap[a] * patches.axis[a].tap_apart;
             }
             const auto weight = load_pack<kPack>(weights + number * args.weight_tap);
+            bool there[kPlacesOfThread];
+            Pack<T, kPack> value[kPlacesOfThread];
 #pragma unroll
             for (int i = 0; i < kPlacesOfThread; ++i) {
                 const T* pixel = patch_pixel(patches, lattices, source, row[i], tap);
-                if (pixel == nullptr && !args.zeros_count) {
-                    continue;
-                }
-                const auto value = pixel != nullptr ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
+                there[i] = pixel != nullptr;
+                value[i] = there[i] ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
+            }
+#pragma unroll
+            for (int i = 0; i < kPlacesOfThread; ++i) {
 #pragma unroll
                 for (int e = 0; e < kPack; ++e) {
-                    sum[i][e] += value.at(e) * weight.at(e);
+                    const A more = sum[i][e] + value[i].at(e) * weight.at(e);
+                    sum[i][e] = there[i] || args.zeros_count ? more : sum[i][e];
                 }
             }
             next_tap(lattices, tap);

@@ -44,13 +44,17 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
         }
         const auto own = load_pack<kPack>(grad + at);
         const PatchRow row = walk.row(args.patches, lattices);
+        Pack<T, kPack> value[kTaps];
 #pragma unroll
         for (int t = 0; t < kTaps; ++t) {
             const T* pixel = patch_pixel(args.patches, lattices, source, row, taps[t]);
-            const auto value = pixel != nullptr ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
+            value[t] = pixel != nullptr ? load_pack<kPack>(pixel) : Pack<T, kPack>{};
+        }
+#pragma unroll
+        for (int t = 0; t < kTaps; ++t) {
 #pragma unroll
             for (int e = 0; e < kPack; ++e) {
-                sum[t][e] += own.at(e) * value.at(e);
+                sum[t][e] += own.at(e) * value[t].at(e);
             }
         }
 #pragma unroll
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
 template <class T>
 __global__ void __launch_bounds__(kDepthwiseThreads) add_parts_kernel(const __grid_constant__ ConvAddParts args) {
     using A = Accumulator<T>;
-    constexpr int kOwn = 4;
+    constexpr int kOwn = 4, kAtOnce = 8;  // columns; parts whose sums are on their way at one time
     const int64_t quads = args.rows * (args.columns_stride / kOwn);
     const int64_t index = int64_t{blockIdx.x} * kDepthwiseThreads + threadIdx.x;
     if (index >= quads) {
@@ -112,13 +116,20 @@ __global__ void __launch_bounds__(kDepthwiseThreads) add_parts_kernel(const __gr
         return;
     }
     const A* from = static_cast<const A*>(args.sums) + index * kOwn;
+    const int64_t apart = args.rows * args.columns_stride;
     A sum[kOwn] = {};
-#pragma unroll 8
-    for (int64_t part = 0; part < args.parts; ++part, from += args.rows * args.columns_stride) {
-        const auto own = load_pack<kOwn>(from);
+    for (int64_t part = 0; part < args.parts; part += kAtOnce, from += kAtOnce * apart) {
+        Pack<A, kOwn> own[kAtOnce];
 #pragma unroll
-        for (int e = 0; e < kOwn; ++e) {
-            sum[e] += own.at(e);
+        for (int i = 0; i < kAtOnce; ++i) {
+            own[i] = part + i < args.parts ? load_pack<kOwn>(from + i * apart) : Pack<A, kOwn>{};
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+            for (int e = 0; e < kOwn; ++e) {
+                sum[e] += own[i].at(e);
+            }
         }
     }
     const int64_t row = index * kOwn / args.columns_stride, first = index * kOwn % args.columns_stride;

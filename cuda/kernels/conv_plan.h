@@ -34,7 +34,28 @@ inline ConvStrides output_strides(const ConvShape& s) {
     return strides_of({s.dim[0].output, s.dim[1].output, s.dim[2].output}, s.groups * s.out_channels, s.channels_last);
 }
 
-inline ConvAxis forward_axis(const ConvDimension& d) {
+// What stands outside of a dimension.
+inline void pad(ConvAxis& axis, PaddingMode mode) {
+    const int size = axis.source;
+    switch (mode) {
+        case PaddingMode::Reflect:
+            axis.turn = -1;
+            axis.above = 2 * (size - 1);
+            break;
+        case PaddingMode::Replicate:
+            axis.above = size - 1;
+            break;
+        case PaddingMode::Circular:
+            axis.turn = 1;
+            axis.below = size;
+            axis.above = -size;
+            break;
+        default:
+            axis.below = axis.above = -1;
+    }
+}
+
+inline ConvAxis forward_axis(const ConvDimension& d, PaddingMode mode) {
     ConvAxis axis{};
     axis.lattice[0] = {static_cast<int>(d.output),
                        static_cast<int>(d.kernel),
@@ -48,6 +69,7 @@ inline ConvAxis forward_axis(const ConvDimension& d) {
     axis.source = static_cast<int>(d.input);
     axis.tap_apart = axis.apart = 1;
     axis.taps = static_cast<int>(d.kernel);
+    pad(axis, mode);
     return axis;
 }
 
@@ -80,13 +102,14 @@ inline ConvAxis gradient_axis(const ConvDimension& d, int64_t from) {
     axis.tap_apart = static_cast<int>(period);
     axis.apart = static_cast<int>(d.stride);
     axis.taps = static_cast<int>(d.kernel);
+    pad(axis, PaddingMode::Zeros);
     return axis;
 }
 
 inline ConvPatches forward_patches(DType dtype, const ConvShape& s, const void* input) {
     ConvPatches patches{};
     for (int a = 0; a < 3; ++a) {
-        patches.axis[a] = forward_axis(s.dim[a]);
+        patches.axis[a] = forward_axis(s.dim[a], s.mode);
     }
     patches.mode = s.mode;
     patches.data = input;
