@@ -1,7 +1,7 @@
-"""LSTM, GRU, RNN, attention and layer norm on a GPU: `python -m bench.gpu --out bench/results/gpu.json`.
+"""LSTM, GRU, RNN, attention, layer norm and convolution on a GPU: `python -m bench.gpu --out bench/results/gpu.json`.
 
-Needs torch with CUDA, nothing else. The peers are cuDNN for the layers, the fastest of torch's backends for attention,
-and torch for layer norm.
+Needs torch with CUDA, nothing else. The peers are cuDNN for the layers and convolution (the fastest of its algorithms),
+the fastest of torch's backends for attention, and torch for layer norm.
 
 Timed with CUDA events in alternating rounds, as the processor's rows are. Float32 is float32: TF32 is switched off for
 both. Bound of a row: the larger of its operations over the measured matrix-product rate of its dtype and its inputs,
@@ -155,6 +155,7 @@ def main() -> None:
         parser.exit(1, "torch has no GPU here\n")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     device = torch.device("cpu" if options.dry else "cuda")
     cases = DRY_CASES if options.dry else CASES
     names = ["fp32"] if options.dry else options.dtypes.split(",")

@@ -1,4 +1,6 @@
 """What `bench.gpu` measures: layers, attention, layer norm, pooling, each with its peers and the least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm and convolution, each with its peers and the least it has to
+do."""
 
 from __future__ import annotations
 
@@ -231,6 +233,59 @@ class PoolCase:
 
         steps = {"ours": training(mine), "torch": training(theirs)}
         yield Question("gpu-pool-training", steps, Work(0.0, 2 * moved + 2 * y.numel()), True)
+class ConvCase:
+    """Convolution of square images with half the kernel around them, channels last where they have a layout."""
+
+    batch: int
+    channels: int
+    size: int
+    filters: int
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
+    planar: bool = False
+
+    @property
+    def label(self) -> str:
+        shape = f"conv N{self.batch} C{self.channels} {self.size}² K{self.filters} {self.kernel}×{self.kernel}"
+        marks = [f"stride {self.stride}"] if self.stride > 1 else []
+        marks += [f"{self.groups} groups"] if self.groups > 1 else []
+        marks += ["planar"] if self.planar else []
+        return ", ".join([shape, *marks])
+
+    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
+        layout = torch.contiguous_format if self.planar else torch.channels_last
+        options = (self.stride, self.kernel // 2, 1, self.groups)
+
+        def some(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout).requires_grad_()
+
+        x, w = (
+            some(self.batch, self.channels, self.size, self.size),
+            some(self.filters, self.channels // self.groups, self.kernel, self.kernel),
+        )
+        b = torch.randn(self.filters, device=device).to(dtype).requires_grad_()
+
+        def mine() -> torch.Tensor:
+            return ours.library().functional.conv2d(x, w, b, *options)
+
+        def theirs() -> torch.Tensor:
+            return F.conv2d(x, w, b, *options)
+
+        with torch.no_grad():
+            out = theirs()
+            check(mine(), out)
+        grad = torch.randn_like(out)
+        flop = 2.0 * out.numel() * w[0].numel()
+        given, made = x.nbytes + w.nbytes, out.nbytes
+        calls = {"ours": mine, "cuDNN": theirs}
+        yield Question("gpu-conv-forward", {**calls}, Work(flop, given + made), False)
+
+        def training(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
+            return lambda: torch.autograd.grad(call(), (x, w, b), grad)
+
+        steps = {name: training(call) for name, call in calls.items()}
+        yield Question("gpu-conv-training", steps, Work(3 * flop, 3 * given + 2 * made), True)
 
 
 # The most telling first: what does not fit in the time is left out from the end.
@@ -241,6 +296,8 @@ CASES: list[AnyCase] = [
     LayerNormCase(16384, 4096),
     PoolCase((64, 64, 112, 112), 3),
     PoolCase((64, 64, 112, 112), 3, channels_last=True),
+    ConvCase(64, 64, 56, 64),
+    ConvCase(64, 256, 14, 256),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -253,6 +310,15 @@ CASES: list[AnyCase] = [
     LayerNormCase(4096, 12288),
     PoolCase((64, 64, 112, 112), 2),
     PoolCase((64, 64, 112, 112), 2, channels_last=True),
+    ConvCase(64, 128, 28, 128),
+    ConvCase(64, 512, 7, 512),
+    ConvCase(64, 256, 14, 1024, kernel=1),
+    ConvCase(64, 3, 224, 64, kernel=7, stride=2),
+    ConvCase(64, 256, 56, 256, groups=256),
+    ConvCase(64, 128, 56, 128, stride=2),
+    ConvCase(64, 64, 56, 64, planar=True),
+    ConvCase(64, 256, 14, 256, planar=True),
+    ConvCase(64, 3, 224, 64, kernel=7, stride=2, planar=True),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -263,6 +329,10 @@ CASES: list[AnyCase] = [
     AttentionCase(16, 12, 512, 64),
     AttentionCase(2, 8, 200, 48),
     LayerNormCase(512, 768),
+    ConvCase(64, 64, 56, 256, kernel=1),
+    ConvCase(64, 256, 28, 256, groups=256),
+    ConvCase(64, 256, 28, 256, groups=256, planar=True),
+    ConvCase(1, 256, 14, 256),
     Case(100, 64, 1024, 1024, "GRU"),
     Case(100, 64, 1024, 1024, "RNN"),
     Case(1024, 16, 768, 768),
@@ -285,4 +355,6 @@ DRY_CASES: list[AnyCase] = [
     LayerNormCase(5, 17),
     PoolCase((1, 3, 7, 9), 3),
     PoolCase((1, 3, 7, 9), 2, channels_last=True),
+    ConvCase(2, 4, 9, 6, stride=2),
+    ConvCase(2, 4, 9, 4, groups=4, planar=True),
 ]

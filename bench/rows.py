@@ -83,6 +83,7 @@ SECTIONS = {
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),
+        *_gpu("conv", "Convolution", "cuDNN through torch"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

@@ -323,6 +323,17 @@ inline cudaError_t shared_memory_limit(size_t* bytes) {
     return error;
 }
 
+// Of the current device.
+inline cudaError_t multiprocessor_count(int64_t* count) {
+    int device = 0, value = 0;
+    if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+        return error;
+    }
+    const cudaError_t error = cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    *count = value;
+    return error;
+}
+
 // How many blocks of the kernel the whole device holds at one time; 0 where it has no cooperative launch.
 template <class... Params>
 cudaError_t max_resident_blocks(void (*kernel)(Params...), int threads, size_t shared_bytes, int64_t* blocks) {

@@ -63,6 +63,11 @@ __device__ inline void copy_later(void* to, const void* from, int bytes) {
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
 }
+// The same of data that the multiprocessor reads again before long: through its own cache.
+__device__ inline void copy_later_cached(void* to, const void* from, int bytes) {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+}
 // Ends a group: the thread's copies since the last one.
 __device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the last `kPending` of the thread's own groups have arrived. A barrier makes them seen by others.

@@ -255,6 +255,11 @@ inline cudaError_t shared_memory_limit(size_t* bytes) {
     return cudaSuccess;
 }
 
+inline cudaError_t multiprocessor_count(int64_t* count) {
+    *count = cuda_on_cpu::settings().resident_blocks;
+    return cudaSuccess;
+}
+
 template <class... Params>
 cudaError_t max_resident_blocks(void (*)(Params...), int, size_t, int64_t* blocks) {
     *blocks = cuda_on_cpu::settings().resident_blocks;

@@ -109,6 +109,9 @@ inline void copy_later(void* to, const void* from, int bytes, Place place = Plac
     detail::check_aligned(from, place);
     cuda_on_cpu::copy_later(to, from, static_cast<size_t>(bytes), 16);
 }
+inline void copy_later_cached(void* to, const void* from, int bytes, Place place = Place::current()) {
+    copy_later(to, from, bytes, place);
+}
 inline void end_copy_group() { cuda_on_cpu::end_copy_group(); }
 template <int kPending>
 void wait_for_copies() {
