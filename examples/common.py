@@ -28,6 +28,16 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return pictures[shuffled], labels[shuffled]
 
 
+def faces() -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-image's pieces of photographs: [200, 25 rows, 25 pixels] in 0..1, shuffled, and 1 for faces, else 0."""
+    from skimage.data import lfw_subset
+
+    pictures = torch.tensor(lfw_subset(), dtype=torch.float32)  # a hundred faces, then a hundred pieces of background
+    labels = (torch.arange(len(pictures)) < len(pictures) // 2).long()
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    return pictures[shuffled], labels[shuffled]
+
+
 def help_texts() -> str:
     """What `help()` knows about the language: some hundred pages of English that ship with every Python."""
     from pydoc_data import topics
