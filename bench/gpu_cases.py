@@ -1,6 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, each with its peers and the least it has to do."""
-"""What `bench.gpu` measures: layers, attention, layer norm and convolution, each with its peers and the least it has to
-do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling and convolution, each with its peers and the least
+it has to do."""
 
 from __future__ import annotations
 
@@ -233,6 +232,9 @@ class PoolCase:
 
         steps = {"ours": training(mine), "torch": training(theirs)}
         yield Question("gpu-pool-training", steps, Work(0.0, 2 * moved + 2 * y.numel()), True)
+
+
+@dataclass(frozen=True)
 class ConvCase:
     """Convolution of square images with half the kernel around them, channels last where they have a layout."""
 

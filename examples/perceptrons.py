@@ -181,7 +181,7 @@ def show_adaline(learn: Data, test: Data, epochs: tuple[int, ...]) -> dict[str, 
         found[f"from least squares after {count}"] = off = distance(plane, solution)
         error, least = (mean_square(p, inputs, targets) for p in (plane, solution))
         print(
-            f"  {count:3d} epochs: weights {off:.1e} of their length from the least-squares solution, mean square of t - y "
+            f"  {count:3d} epochs: weights {off:.1e} of their length from least squares, mean square of t - y "
             f"{error:.6f}, {error - least:.1e} above the least"
         )
     right, theirs = accuracy(plane, others, wanted), accuracy(solution, others, wanted)

@@ -35,9 +35,8 @@ void forward(const ConvForward<S>& call) {
     const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
         pack_columns<Op>(weights.data() + (group * s.out_channels + column) * depth, depth, used, padded, panel);
     };
-    const RowsCall<S, Op, decltype(pack)> product{lattice,       s.mode,         s.batch,    s.groups,
-                                                  s.in_channels, s.out_channels, call.input, pack,
-                                                  call.bias,     call.relu,      call.out};
+    const RowsCall<S, Op> product{lattice,    s.mode, s.batch,   s.groups,  s.in_channels, s.out_channels,
+                                  call.input, pack,   call.bias, call.relu, call.out};
     RowsProduct(product).run();
 }
 

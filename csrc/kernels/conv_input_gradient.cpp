@@ -34,7 +34,7 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
         };
         pack_as_rows<Op, S>(row, count, s.out_channels, used, padded, panel);
     };
-    const RowsCall<S, Op, decltype(pack)> product{
+    const RowsCall<S, Op> product{
         lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, pack, nullptr,
         false,   grad_input};
     RowsProduct(product).run();

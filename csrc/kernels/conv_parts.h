@@ -1,9 +1,24 @@
 // What the files of convolution share.
 #pragma once
 
+#include "core/vec.h"
 #include "kernels/conv_lattice.h"
 
 namespace pykernels {
+
+// What values of a storage type are multiplied as.
+template <typename S>
+struct ProductOperand {
+    using type = Accumulator<S>;
+};
+#ifdef __AVX512BF16__
+template <>
+struct ProductOperand<c10::BFloat16> {
+    using type = Bf16Pair;
+};
+#endif
+template <typename S>
+using ProductOperandOf = typename ProductOperand<S>::type;
 
 inline constexpr double kConvGrain = 1 << 17;   // multiply-adds that are worth a thread
 inline constexpr int64_t kDepthwiseParts = 16;  // sums over places are cut into at most so many parts

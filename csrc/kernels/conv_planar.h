@@ -214,4 +214,13 @@ class PlanarProduct {
     Plan plan_;
 };
 
+// Compiled once, in conv_planar.cpp.
+#define PYKERNELS_PLANAR(KEYWORD, S)                                        \
+    KEYWORD template class PlanarTiles<PlanarCall<S, ProductOperandOf<S>>>; \
+    KEYWORD template class PlanarProduct<PlanarCall<S, ProductOperandOf<S>>>;
+PYKERNELS_PLANAR(extern, float)
+PYKERNELS_PLANAR(extern, double)
+PYKERNELS_PLANAR(extern, c10::BFloat16)
+PYKERNELS_PLANAR(extern, c10::Half)
+
 }  // namespace pykernels

@@ -2,23 +2,27 @@
 // packed once as panels; places are shared out among the threads.
 #pragma once
 
+#include <functional>
+
 #include "kernels/conv_parts.h"
 #include "kernels/conv_pixels.h"
 
 namespace pykernels {
 
-template <typename S_, typename Op_, typename Pack>
+template <typename S_, typename Op_>
 struct RowsCall {
     using S = S_;
     using Op = Op_;
     using Acc = AccOf<Op>;
+    // pack(group, column, columns, padded, panel): the weights of so many columns as a panel of `padded`
+    using Pack = std::function<void(int64_t, int64_t, int64_t, int64_t, Op*)>;
 
     std::array<Lattice, 3> lattice;
     PaddingMode mode;
     int64_t batch, groups, channels, columns;  // of one group
     const S* source;                           // [batch, pixels, groups * channels]
-    Pack pack;                                 // pack(group, column, columns, padded, panel) of the weights
-    const Acc* bias;                           // [groups * columns], or null
+    Pack pack;
+    const Acc* bias;  // [groups * columns], or null
     bool relu;
     S* out;  // [batch, extents, groups * columns]
 
@@ -138,5 +142,12 @@ class RowsProduct {
     Buffer<Op> packed_;
     int64_t places_;
 };
+
+// Compiled once, in conv_rows.cpp.
+#define PYKERNELS_ROWS(KEYWORD, S) KEYWORD template class RowsProduct<RowsCall<S, ProductOperandOf<S>>>;
+PYKERNELS_ROWS(extern, float)
+PYKERNELS_ROWS(extern, double)
+PYKERNELS_ROWS(extern, c10::BFloat16)
+PYKERNELS_ROWS(extern, c10::Half)
 
 }  // namespace pykernels

@@ -6,20 +6,6 @@
 
 namespace pykernels {
 
-// What values of a storage type are multiplied as.
-template <typename S>
-struct ProductOperand {
-    using type = Accumulator<S>;
-};
-#ifdef __AVX512BF16__
-template <>
-struct ProductOperand<c10::BFloat16> {
-    using type = Bf16Pair;
-};
-#endif
-template <typename S>
-using ProductOperandOf = typename ProductOperand<S>::type;
-
 // Values as the halves of operands, or as the operands.
 template <typename Op>
 RowElement<Op>* elements(Op* operands) {
