@@ -181,10 +181,10 @@ def show_adaline(learn: Data, test: Data, epochs: tuple[int, ...]) -> dict[str, 
         found[f"from least squares after {count}"] = off = distance(plane, solution)
         error, least = (mean_square(p, inputs, targets) for p in (plane, solution))
         print(
-            f"  {count:3d} epochs: weights {off:.1e} of their length from least squares, mean square of t - y "
-            f"{error:.6f}, {error - least:.1e} above the least"
+            f"  {count:3d} epochs: weights {off:.1e} of their length from the least-squares solution, "
+            f"mean (t - y)^2 {error:.6f}, {error - least:.1e} above the least"
         )
-    right, theirs = accuracy(plane, others, wanted), accuracy(solution, others, wanted)
+    right, theirs = (accuracy(p, others, wanted) for p in (plane, solution))
     print(f"  test pictures named correctly: {100 * right:.2f} %, by the least-squares solution {100 * theirs:.2f} %")
     return {**found, "Adaline": right, "least squares": theirs}
 
@@ -275,7 +275,7 @@ def main(quick: bool = False) -> dict[str, float]:
     pairs = [(3, 8), (1, 8)] if quick else list(itertools.combinations(range(10), 2))
     return {
         **show_perceptron(learn, test, pairs),
-        **show_adaline(learn, test, (1, 2) if quick else (1, 10, 100, 200)),
+        **show_adaline(learn, test, (1, 2) if quick else (1, 10, 100)),
         **show_multilayer(learn, test, 2 if quick else 40, 2 if quick else 30),
     }
 
