@@ -13,12 +13,17 @@ struct PlaceSumsShared {
     static constexpr int kLeftStride = Block::kRows + kChunk<T>, kRightStride = Block::kColumns + kChunk<T>;
     static constexpr int kTile = kTileDepth<T> * (kLeftStride + kRightStride);
     static constexpr int kLeftChunks = Block::kRows / kChunk<T>, kRightChunks = Block::kColumns / kChunk<T>;
-    static constexpr size_t kBytes = kRing * kTile * sizeof(T) + (kLeftChunks + kRightChunks) * sizeof(PatchColumn);
+    static constexpr size_t kBytes =
+        kRing * kTile * sizeof(T) + (kLeftChunks + kRightChunks) * sizeof(PatchColumn) + 2 * sizeof(PlaceWalk);
 
     __device__ static T* left(int slot) { return reinterpret_cast<T*>(shared_memory()) + slot * kTile; }
     __device__ static T* right(int slot) { return left(slot) + kTileDepth<T> * kLeftStride; }
     // Where the chunks of a tile's row begin: those of the left operand, and of the right one.
     __device__ static PatchColumn* columns() { return reinterpret_cast<PatchColumn*>(left(kRing)); }
+    // How far apart the places are that a thread has of one operand, and of the other.
+    __device__ static PlaceWalk* steps() {
+        return reinterpret_cast<PlaceWalk*>(columns() + kLeftChunks + kRightChunks);
+    }
 };
 
 // The thread's share of one operand's tiles, [places][kWidth]. Where chunks are copied it has one of every so many
@@ -34,14 +39,14 @@ class PlaceTiles {
     static_assert(kTileDepth<T> % kApart == 0 && kOfHalf >= 1);
 
     __device__ PlaceTiles(const ConvPatches& patches, int group, int64_t batch, int64_t first_place,
-                          const PatchColumn* columns)
+                          const PatchColumn* columns, const PlaceWalk* step)
         : patches_(patches),
           lattices_(patches, 0, 0, 0),
           group_(static_cast<const T*>(patches.data) + int64_t{group} * patches.channels * patches.strides.channel),
           batch_(static_cast<int>(batch)),
           columns_(columns),
-          walk_(first_place + first_row(), lattices_),
-          by_(int64_t{kApart}, lattices_) {}
+          step_(step),
+          walk_(first_place + first_row(), lattices_) {}
 
     __device__ void stage(T* tile) {
         const PatchColumn column = columns_[first_chunk()];
@@ -51,7 +56,7 @@ class PlaceTiles {
             const T* pixel = patch_pixel(patches_, lattices_, group_, place(), column.tap);
             const bool inside = pixel != nullptr;
             copy_later_cached(to, inside ? pixel + column.channel : group_, inside ? 16 : 0);
-            walk_.go(by_, lattices_);
+            walk_.go(*step_, lattices_);
         }
     }
     // The halves of a tile, in order.
@@ -62,7 +67,7 @@ class PlaceTiles {
             fetched_[i] = gather_chunk(patches_, lattices_, group_, place(), column);
         }
         if (half == kTileHalves - 1) {
-            walk_.go(by_, lattices_);
+            walk_.go(*step_, lattices_);
         }
     }
     __device__ void put(T* tile, int half) const {
@@ -89,8 +94,8 @@ class PlaceTiles {
     const T* group_;
     int batch_;
     const PatchColumn* columns_;
+    const PlaceWalk* step_;
     PlaceWalk walk_;
-    const PlaceWalk by_;
     Chunk<T> fetched_[kCopied ? 1 : kOfHalf];
 };
 
@@ -153,14 +158,20 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kBlocks)
                 ? patch_column(first_row + own * kChunk<T>, args.grad, grads)
                 : patch_column(first_column + (own - Shared::kLeftChunks) * kChunk<T>, args.patches, places);
     }
-    block_barrier();  // the columns are there
+    using Left = PlaceTiles<Block, Block::kRows, kCopied>;
+    using Right = PlaceTiles<Block, Block::kColumns, kCopied>;
+    if (Block::thread() == 0) {
+        Shared::steps()[0] = PlaceWalk(int64_t{Left::kApart}, grads);
+        Shared::steps()[1] = PlaceWalk(int64_t{Right::kApart}, places);
+    }
+    block_barrier();  // the columns and steps are there
 
     const int64_t all = args.batch * grads.places(), first_place = part * args.part;
     const int64_t length = all - first_place < args.part ? all - first_place : args.part;
     const auto tiles = static_cast<int>((length + kTileDepth<T> - 1) / kTileDepth<T>);
-    PlaceTiles<Block, Block::kRows, kCopied> left(args.grad, group, args.batch, first_place, Shared::columns());
-    PlaceTiles<Block, Block::kColumns, kCopied> right(args.patches, group, args.batch, first_place,
-                                                      Shared::columns() + Shared::kLeftChunks);
+    Left left(args.grad, group, args.batch, first_place, Shared::columns(), Shared::steps());
+    Right right(args.patches, group, args.batch, first_place, Shared::columns() + Shared::kLeftChunks,
+                Shared::steps() + 1);
     const auto stage = [&](int slot) {
         if constexpr (kCopied) {
             left.stage(Shared::left(slot));

@@ -35,7 +35,7 @@ BARRIERS = {
     "before_a_product": (PRODUCT, "the tile is there, and the one before it has been used", "product_tiled"),
     "before_results_replace_tiles": (PRODUCT, "the tiles have been used", "product_simple"),
     "before_results_go_out": (PRODUCT, "the results are there", "product_simple"),
-    "before_columns_are_read": (SUMS, "the columns are there", "place_sums_simple"),
+    "before_columns_are_read": (SUMS, "the columns and steps are there", "place_sums_simple"),
     "before_a_product_of_places": (SUMS, "the tile is there, and the one before it has been used", "place_sums_tiled"),
     "before_slices_replace_tiles": (SUMS, "the last tiles have been used", "place_sums_simple"),
     "before_the_sum_of_slices": (SUMS, "the slices' sums are there", "place_sums_tiled"),
