@@ -46,14 +46,18 @@ WRONG_FOLDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def label(given: dict) -> str:
+    return ", ".join(f"{name} {list(v.shape) if isinstance(v, torch.Tensor) else v}" for name, v in given.items())
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=label)
 def test_errors_of_unfold(wrong):
     given = {"input": X, "kernel_size": 3, **wrong}
     expected = outcome(lambda: F.unfold(**given))
     assert outcome(lambda: twins.unfold(**given)) == expected is not None
 
 
-@pytest.mark.parametrize("wrong", WRONG_FOLDS, ids=str)
+@pytest.mark.parametrize("wrong", WRONG_FOLDS, ids=label)
 def test_errors_of_fold(wrong):
     given = {"input": Y, "output_size": 8, "kernel_size": 3, **wrong}
     expected = outcome(lambda: F.fold(**given))
