@@ -183,7 +183,7 @@ def test_gpu_script_runs_dry(tmp_path):
     report = json.loads(out.read_text())
     assert report["failed"] == {}
     found = {row["section"] for row in report_rows(report)}
-    kinds = ("lstm", "gru", "rnn", "attention", "layer-norm", "conv")
+    kinds = ("lstm", "gru", "rnn", "attention", "layer-norm", "pool", "conv")
     assert found == {f"gpu-{kind}-{question}" for kind in kinds for question in ("forward", "training")}
     assert "cuDNN" in page.render(report)
 
