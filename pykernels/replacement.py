@@ -40,6 +40,9 @@ OWN: dict[type[Module], dict[str, Any]] = {
     nn.RNN: _UNVARIED,
     nn.LSTMCell: {"peephole": False},
     nn.GRUCell: {"reset_after": True},
+    nn.Conv1d: {"activation": None},
+    nn.Conv2d: {"activation": None},
+    nn.Conv3d: {"activation": None},
 }
 """The attributes that modules of ours have beyond torch's, with the values that make them the same."""
 

@@ -48,7 +48,8 @@ class Example:
         draw = torch.Generator().manual_seed(4)
         made = [torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype) for shape in self.shapes]
         if self.name.startswith("MaxUnpool"):
-            pooled, where = nn.functional.max_pool2d(made[0], 2, return_indices=True)
+            pool = getattr(nn.functional, self.name.lower().replace("unpool", "_pool"))
+            pooled, where = pool(made[0], 2, return_indices=True)
             return pooled.requires_grad_(), where
         return tuple(tensor.requires_grad_() for tensor in made)
 
@@ -92,7 +93,9 @@ EXAMPLES = [
     Example("LayerNorm", (8,), {}, ((3, 5, 8),)),
     Example("LayerNorm", ((5, 8),), {"elementwise_affine": False}, ((3, 5, 8),)),
     *(example for dims in (1, 2, 3) for example in _windows(dims)),
-    Example("MaxUnpool2d", (2,), {}, ((2, 3, 8, 6),)),
+    *(Example(f"MaxUnpool{dims}d", (2,), {}, ((2, 3, 8, 6, 4)[: 2 + dims],)) for dims in (1, 2, 3)),
+    Example("Unfold", (2,), {"dilation": 2, "padding": 1}, ((2, 3, 8, 6),)),
+    Example("Fold", ((4, 5), 2), {"stride": (2, 1)}, ((2, 12, 8),)),
 ]  # fmt: skip
 """Of everything that is to be replaced, also before there is a module of ours for it."""
 REPLACED = [example for example in EXAMPLES if example.theirs in OURS]

@@ -55,7 +55,7 @@ def test_a_replaced_module_has_what_one_made_as_ours_has(example):
 
 def test_own_attributes_are_those_of_ours_by_default():
     for ours, attributes in OWN.items():
-        made = ours(2, 3)
+        made = ours(2, 3, 1)
         assert attributes == {name: getattr(made, name) for name in attributes}, ours
 
 
