@@ -35,8 +35,9 @@ def conv2d_relu_max_pool2d(
         y = \mathrm{maxpool}(\max(0, \mathrm{conv}(x)))
 
     that is, `max_pool2d(conv2d(input, ..., activation="relu"), pool_kernel_size, ...)`, to the bit. Where no gradient
-    is wanted and what the convolution gives is small (2^18 elements an image), that never leaves the caches, and bias
-    and ReLU are computed of the largest elements only. Else it is these two functions, with their derivatives.
+    is wanted, images are contiguous and what the convolution gives is small (2^18 elements an image), that never leaves
+    the caches, and bias and ReLU are computed of the largest elements only. Else it is these two functions, with
+    their derivatives.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups, padding_mode: of :func:`conv2d`.
@@ -70,6 +71,8 @@ def _fused(
         return None
     if input.is_cuda or weight.shape[1] == 0 or (weight.shape[1] == 1 and options[3] > 1):  # (depthwise: no product)
         return None
+    if _is_channels_last(input) or _is_channels_last(weight):  # (planes are pooled; sums have another order there)
+        return None
     try:
         found = *numbers(2, weight.shape[2:], *options[:3]), *options[3:]
         batch = input.unsqueeze(0) if input.dim() == 3 else input
@@ -85,6 +88,11 @@ def _fused(
             raise
         return None  # the two functions say what is wrong
     return out.squeeze(0) if input.dim() == 3 else out
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    channels, width = tensor.stride(-3), tensor.stride(-1)
+    return channels == 1 and width >= tensor.shape[-3]
 
 
 def _is_small(input: Tensor, weight: Tensor, options: Options) -> bool:
