@@ -7,8 +7,11 @@
 //   output         [batch, groups * out_channels, places]     [batch, places, groups * out_channels]
 //
 // with three spatial dimensions, of which the first ones have size 1 where there are fewer. Patches are gathered while
-// they are packed: a thread's workspace is bounded (kPatchBytes and the sums over it), whatever the batch and the
-// image. Results do not depend on the number of threads.
+// they are packed, never all of them. A thread's workspace does not depend on the batch: lines and windows of as many
+// channels as fit into kPatchBytes each (conv_planar.h; at least those that a block of 512 places reads of one channel,
+// which a very wide row makes more), sums of a block's places where they take several turns, and kPartBytes for sums of
+// weights' gradients (conv_weight_gradient.cpp; at least one set). Weights are packed or converted once a call, and the
+// input's gradient of a mode other than zeros has one padded image. Results do not depend on the number of threads.
 #pragma once
 
 #include <type_traits>

@@ -1,11 +1,10 @@
 // Where a product with patches reads and writes. Convolution and its input's gradient are one thing: at each place of a
 // lattice, the sum over channels and taps of weights with what the taps read.
 //
-//   forward          place o, tap t: reads pixel o * stride + t * dilation - before
-//   input gradient   pixel i of the input is touched by output places (i + before - t * dilation) / stride, where that
-//   is
-//                    whole. All pixels with the same remainder of stride have the same taps: one lattice for each
-//                    remainder, in which neighbours read neighbours.
+//   forward         place o, tap t: reads pixel o * stride + t * dilation - before
+//   input gradient  pixel i of the input is touched by output places (i + before - t * dilation) / stride, where that
+//                   is whole. All pixels with the same remainder of stride have the same taps: one lattice for each
+//                   remainder, in which neighbours read neighbours.
 #pragma once
 
 #include <algorithm>

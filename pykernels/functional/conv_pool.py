@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from ..reference.conv_arguments import Options, numbers, output_size
 from ..reference.pool import fixed_window
-from . import _conv_pool_ops, _dispatch
+from . import _conv_pool_ops
 from ._dispatch import any_autocast, is_eager, raw_kernels, wants_grad
 from .conv import conv2d
 from .pool import max_pool2d
@@ -53,41 +53,45 @@ def conv2d_relu_max_pool2d(
 
         >>> y = pykernels.functional.conv2d_relu_max_pool2d(x, w, b, pool_kernel_size=2)
     """
+    options = stride, padding, dilation, groups, padding_mode
     pool = pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
-    fused = None
-    if not wants_grad(input, weight, bias) and not any_autocast() and not torch._C._are_functorch_transforms_active():
-        fused = _fused(input, weight, bias, (stride, padding, dilation, groups, padding_mode), pool)
-    if fused is not None:
-        return fused
-    y = conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode, activation="relu")
-    return max_pool2d(y, *pool)
-
-
-def _fused(
-    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]
-) -> Tensor | None:
-    """None where it is not for one kernel, or for none at all."""
-    if input.dim() not in (3, 4) or weight.dim() != 4 or input.dtype not in _DTYPES or input.layout != torch.strided:
-        return None
-    if input.is_cuda or weight.shape[1] == 0 or (weight.shape[1] == 1 and options[3] > 1):  # (depthwise: no product)
-        return None
-    if _is_channels_last(input) or _is_channels_last(weight):  # (planes are pooled; sums have another order there)
-        return None
+    if (
+        wants_grad(input, weight, bias)
+        or any_autocast()
+        or torch._C._are_functorch_transforms_active()
+        or not _has_a_kernel(input, weight, groups)
+    ):
+        return _apart(input, weight, bias, options, pool)
     try:
-        found = *numbers(2, weight.shape[2:], *options[:3]), *options[3:]
+        found = *numbers(2, weight.shape[2:], stride, padding, dilation), groups, padding_mode
         batch = input.unsqueeze(0) if input.dim() == 3 else input
         if not _is_small(batch, weight, found):
-            return None
+            return _apart(input, weight, bias, options, pool)
         args = batch, weight, bias, *found, *fixed_window(2, *pool)[:5]
         kernels = raw_kernels(input, weight) if bias is None or is_eager(bias) else None
-        if kernels is None:
-            _dispatch.check_devices("conv_pool", input, weight, bias)
         out: Tensor = (_conv_pool_ops.forward_op if kernels is None else kernels.conv_relu_max_pool)(*args)
     except (RuntimeError, TypeError, ValueError):
-        if is_compiling():
-            raise
-        return None  # the two functions say what is wrong
+        if not is_compiling():
+            _apart(input, weight, bias, options, pool)  # says what is wrong in torch's words
+        raise
     return out.squeeze(0) if input.dim() == 3 else out
+
+
+def _apart(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]
+) -> Tensor:
+    *numbers, mode = options
+    found: Tensor = max_pool2d(conv2d(input, weight, bias, *numbers, padding_mode=mode, activation="relu"), *pool)
+    return found
+
+
+def _has_a_kernel(input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Planes are pooled, so channels lie apart; depthwise convolutions and those without channels are no products."""
+    if input.dim() not in (3, 4) or weight.dim() != 4 or input.dtype not in _DTYPES or input.layout != torch.strided:
+        return False
+    if not (input.is_cpu or input.is_meta) or weight.shape[1] == 0 or (weight.shape[1] == 1 and groups > 1):
+        return False
+    return not _is_channels_last(input) and not _is_channels_last(weight)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -20,6 +20,11 @@ __all__ = ["fold", "unfold"]
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
+def _is_torchs(input: Tensor) -> bool:
+    """What there are no kernels for."""
+    return input.is_cuda or input.dtype not in _DTYPES or input.layout != torch.strided
+
+
 def _kernels(ctx: Any, grad: Tensor) -> Any:
     return ctx.kernels if is_eager(grad) and not needs_twin(grad) else torch.ops.pykernels
 
@@ -62,7 +67,7 @@ class _Way:
             return self.recorded(input, *given)
         try:
             kernels = raw_kernels(input, input)
-            if kernels is None or input.dtype not in _DTYPES or input.layout != torch.strided:
+            if kernels is None or _is_torchs(input):
                 return self.recorded(input, *given)
             numbers = self.check(input, *given)
             unbatched = input.dim() == self.dims - 1
@@ -77,7 +82,7 @@ class _Way:
 
     def recorded(self, input: Tensor, *given: Any) -> Tensor:
         """By the registered operator, which others may see and change; torch's own where there is no kernel."""
-        if input.dtype not in _DTYPES or input.layout != torch.strided:
+        if _is_torchs(input):
             return self.theirs(input, *given)
         numbers = self.check(input, *given)
         _dispatch.check_devices(self.name, input)
@@ -114,7 +119,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     Returns:
         y, [N, C * taps, places] or [C * taps, places].
 
-    Integers, bool and complex numbers go to torch's own function.
+    Integers, bool and complex numbers, and tensors on a GPU, go to torch's own function.
 
     Raises:
         RuntimeError, TypeError: torch's, where it has an error for the call.

@@ -23,6 +23,27 @@ class _Conv(nn.modules.conv._ConvNd):
     activation: str | None = None
     _convolution: Callable[..., Tensor]
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: Any = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: Activation | None = None,
+    ) -> None:
+        theirs = padding if _is_torchs(padding) else 0
+        given = in_channels, out_channels, kernel_size, stride, theirs, dilation, groups, bias, padding_mode
+        super().__init__(*given, device, dtype)  # type: ignore[arg-type]  # that of the torch class beside this one
+        self._take(padding, activation)
+
     def _take(self, padding: Any, activation: str | None) -> None:
         """What torch's constructor does not know."""
         if activation not in (None, "relu"):
@@ -64,37 +85,6 @@ class Conv1d(_Conv, nn.Conv1d):
 
     _convolution = staticmethod(conv1d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: Any = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding if _is_torchs(padding) else 0,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._take(padding, activation)
-
 
 class Conv2d(_Conv, nn.Conv2d):
     r"""Convolution over two dimensions; takes what :class:`torch.nn.Conv2d` takes.
@@ -120,70 +110,8 @@ class Conv2d(_Conv, nn.Conv2d):
 
     _convolution = staticmethod(conv2d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: Any = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding if _is_torchs(padding) else 0,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._take(padding, activation)
-
 
 class Conv3d(_Conv, nn.Conv3d):
     r"""Convolution over three dimensions; takes what :class:`torch.nn.Conv3d` takes. See :class:`Conv2d`."""
 
     _convolution = staticmethod(conv3d)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: Any = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding if _is_torchs(padding) else 0,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._take(padding, activation)
