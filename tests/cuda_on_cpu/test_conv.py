@@ -204,6 +204,6 @@ def test_what_is_too_large_is_refused(device):
     device.configure(0)
     call = Call((1, 1), (1, 1), bias=False)
     tensors = call.tensors(torch.float32)
-    options = [(1, 1), (0, 0, 0, 2**31), (1, 1), 1, "zeros", "none"]
-    with pytest.raises(RuntimeError, match=r"\[conv\] expected fewer places of an image on a GPU, got 2147483649"):
+    options = [(1, 1), (0, 0, 0, 2**31 - 1), (1, 1), 1, "zeros", "none"]
+    with pytest.raises(RuntimeError, match=r"\[conv\] expected fewer places of an image on a GPU, got 2147483648"):
         device.kernels.conv_forward(tensors["input"], tensors["weight"], None, *options)
