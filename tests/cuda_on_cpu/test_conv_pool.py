@@ -70,9 +70,7 @@ def drawn_windows(call: Call) -> Windows:
 
 def run(device: Device, call: Call, windows: Windows, given: dict[str, Tensor]) -> Tensor:
     bias = given["bias"] if call.bias else None
-    return device.kernels.conv_relu_max_pool(
-        given["input"], given["weight"], bias, *call.options, *windows.numbers
-    )
+    return device.kernels.conv_relu_max_pool(given["input"], given["weight"], bias, *call.options, *windows.numbers)
 
 
 def truth(call: Call, windows: Windows, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

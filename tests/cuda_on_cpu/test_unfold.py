@@ -77,7 +77,7 @@ def test_equals_the_twins_in_other_dimensions(device, dtype, spatial, largest, c
 
 @every_dtype
 def test_chosen_calls(device, dtype):
-    """Whole packs of places and single ones, pixels that nothing reads, places that see padding alone, large numbers."""
+    """Whole packs of places and single ones, pixels that nothing reads, places of padding alone, large numbers."""
     for call in (
         Call((9, 11), (3, 3), padding=(1, 0, 0, 1)),
         Call((8, 8), (3, 3), padding=(1, 1, 1, 1)),
