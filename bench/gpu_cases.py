@@ -1,5 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling and convolution, each with its peers and the least
-it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, each with its peers and the
+least it has to do."""
 
 from __future__ import annotations
 
@@ -290,6 +290,74 @@ class ConvCase:
         yield Question("gpu-conv-training", steps, Work(3 * flop, 3 * given + 2 * made), True)
 
 
+@dataclass(frozen=True)
+class ConvPoolCase:
+    """The first half of a LeNet's layers: convolution, ReLU and the largest of two by two, to infer."""
+
+    batch: int
+    channels: int
+    size: int
+    filters: int
+    kernel: int = 5
+
+    @property
+    def label(self) -> str:
+        shape = f"N{self.batch} C{self.channels} {self.size}² K{self.filters} {self.kernel}×{self.kernel}"
+        return f"conv, ReLU and max pooling {shape}"
+
+    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
+        x = torch.randn(self.batch, self.channels, self.size, self.size, device=device).to(dtype)
+        w = torch.randn(self.filters, self.channels, self.kernel, self.kernel, device=device).to(dtype)
+        b = torch.randn(self.filters, device=device).to(dtype)
+        functional = ours.library().functional
+
+        def mine() -> torch.Tensor:
+            return functional.conv2d_relu_max_pool2d(x, w, b, pool_kernel_size=2)
+
+        def theirs() -> torch.Tensor:
+            return F.max_pool2d(F.conv2d(x, w, b).relu_(), 2)
+
+        with torch.no_grad():
+            out = theirs()
+            check(mine(), out)
+        places = self.batch * self.filters * (self.size - self.kernel + 1) ** 2
+        work = Work(2.0 * places * w[0].numel(), x.nbytes + w.nbytes + out.nbytes)
+        yield Question("gpu-conv-pool", {"ours": mine, "cuDNN": theirs}, work, False)
+
+
+@dataclass(frozen=True)
+class UnfoldCase:
+    """Patches of images as columns, and back."""
+
+    shape: tuple[int, int, int, int]
+    kernel: int = 3
+    stride: int = 1
+
+    @property
+    def label(self) -> str:
+        marks = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"unfold {self.kernel}×{self.kernel} of {'x'.join(map(str, self.shape))}{marks}"
+
+    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
+        x = torch.randn(self.shape, device=device).to(dtype)
+        functional, size = ours.library().functional, self.shape[2:]
+        options = {"kernel_size": self.kernel, "padding": self.kernel // 2, "stride": self.stride}
+        columns = F.unfold(x, **options)
+        check(functional.unfold(x, **options), columns)
+        check(functional.fold(columns, size, **options), F.fold(columns, size, **options))
+        work = Work(0.0, x.nbytes + columns.nbytes)
+        there: dict[str, Callable[[], object]] = {
+            "ours": lambda: functional.unfold(x, **options),
+            "torch": lambda: F.unfold(x, **options),
+        }
+        yield Question("gpu-unfold", there, work, False)
+        back: dict[str, Callable[[], object]] = {
+            "ours": lambda: functional.fold(columns, size, **options),
+            "torch": lambda: F.fold(columns, size, **options),
+        }
+        yield Question("gpu-fold", back, work, False)
+
+
 # The most telling first: what does not fit in the time is left out from the end.
 CASES: list[AnyCase] = [
     Case(100, 64, 512, 512),
@@ -300,6 +368,8 @@ CASES: list[AnyCase] = [
     PoolCase((64, 64, 112, 112), 3, channels_last=True),
     ConvCase(64, 64, 56, 64),
     ConvCase(64, 256, 14, 256),
+    ConvPoolCase(1024, 1, 28, 6),
+    UnfoldCase((64, 64, 56, 56)),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -321,6 +391,11 @@ CASES: list[AnyCase] = [
     ConvCase(64, 64, 56, 64, planar=True),
     ConvCase(64, 256, 14, 256, planar=True),
     ConvCase(64, 3, 224, 64, kernel=7, stride=2, planar=True),
+    ConvPoolCase(1024, 6, 12, 16),
+    ConvPoolCase(256, 1, 28, 32, kernel=3),
+    ConvPoolCase(1, 1, 28, 6),
+    UnfoldCase((64, 64, 112, 112), stride=2),
+    UnfoldCase((8, 3, 224, 224), kernel=7, stride=2),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -359,4 +434,6 @@ DRY_CASES: list[AnyCase] = [
     PoolCase((1, 3, 7, 9), 2, channels_last=True),
     ConvCase(2, 4, 9, 6, stride=2),
     ConvCase(2, 4, 9, 4, groups=4, planar=True),
+    ConvPoolCase(2, 1, 12, 3),
+    UnfoldCase((2, 3, 7, 8), stride=2),
 ]

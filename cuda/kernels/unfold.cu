@@ -11,8 +11,10 @@
 namespace pykernels::cuda {
 namespace {
 
-// A thread has all taps of its places where there are so many threads, or else a line of them.
+// Where there are so many threads, one of unfold has all taps of its places (or else a line of them), and one of fold
+// its pixel in so many planes (or else in one).
 constexpr int64_t kManyThreads = int64_t{1} << 18;
+constexpr int kManyPlanes = 4;
 
 // One dimension. Tap k reads pixel i from place (i + padding - k * dilation) / stride, if that has no remainder: so do
 // the taps `period` apart, from places `apart` apart. (Beyond the kernel it does not matter how far.)
@@ -130,33 +132,49 @@ struct Reader {
     }
 };
 
-template <class T, class Int>
+// The same pixel of some planes: so many reads are under way.
+template <class T, int kPlanes, class Int>
 __global__ void __launch_bounds__(kItemThreads, 1)
     fold_kernel(const __grid_constant__ Planes<Int> planes, const T* __restrict__ columns, T* __restrict__ image,
-                int64_t count) {
+                int64_t all, int64_t count) {
     const int64_t i = thread_of_grid();
     if (i >= count) {
         return;
     }
     const Axis<Int>&depth = planes.depth, &rows = planes.rows, &across = planes.columns;
-    const Int places = planes.places();
+    const Int places = planes.places(), pixels = planes.pixels();
     Digits<Int> item(i);
     const Int w = item.take(across.in), h = rows.in == 1 ? 0 : item.take(rows.in);
     const Int d = depth.in == 1 ? 0 : item.take(depth.in);
-    columns += static_cast<int64_t>(item.rest()) * planes.lines() * across.kernel * places;
+    const int64_t first_plane = static_cast<int64_t>(item.rest()) * kPlanes;
+    const T* plane[kPlanes];
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+        const int64_t number = first_plane + p < all ? first_plane + p : first_plane;
+        plane[p] = columns + number * planes.lines() * across.kernel * places;
+    }
     const Reader<Int> first_row(rows, h), first(across, w);
     const Int step = across.period * places - across.apart;
-    Accumulator<T> sum = 0;
+    Accumulator<T> sum[kPlanes] = {};
     for (Reader<Int> z(depth, d); z.more(depth); z.next(depth)) {
         for (Reader<Int> y = first_row; y.more(rows); y.next(rows)) {
             const Int tap = (z.tap * rows.kernel + y.tap) * across.kernel + first.tap;
-            const T* from = columns + tap * places + (z.place * rows.out + y.place) * across.out + first.place;
+            Int from = tap * places + (z.place * rows.out + y.place) * across.out + first.place;
             for (Reader<Int> x = first; x.more(across); x.next(across), from += step) {
-                sum += to_accumulator(*from);
+#pragma unroll
+                for (int p = 0; p < kPlanes; ++p) {
+                    sum[p] += to_accumulator(plane[p][from]);
+                }
             }
         }
     }
-    image[i] = to_storage<T>(sum);
+    image += first_plane * pixels + (d * rows.in + h) * across.in + w;
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+        if (first_plane + p < all) {
+            image[int64_t{p} * pixels] = to_storage<T>(sum[p]);
+        }
+    }
 }
 
 // Whether positions and what is inside a plane fit into 32 bits, and threads, without a sign, too.
@@ -205,9 +223,18 @@ cudaError_t unfold(const Unfold& args, cudaStream_t stream) {
 cudaError_t fold(const Fold& args, cudaStream_t stream) {
     const ConvShape& s = args.shape;
     return for_width(args.dtype, s, [&]<class T, class Int>() {
-        const int64_t count = s.batch * s.in_channels * s.pixels();
-        return launch_items(fold_kernel<T, Int>, count, stream, Planes<Int>(s), static_cast<const T*>(args.columns),
-                            static_cast<T*>(args.image), count);
+        const int64_t planes = s.batch * s.in_channels;
+        const auto start = [&]<int kPlanes>() {
+            const int64_t threads = (planes + kPlanes - 1) / kPlanes * s.pixels();
+            return launch_items(fold_kernel<T, kPlanes, Int>, threads, stream, Planes<Int>(s),
+                                static_cast<const T*>(args.columns), static_cast<T*>(args.image), planes, threads);
+        };
+        if constexpr (sizeof(Int) == 4) {
+            if (planes * s.pixels() >= kManyThreads * kManyPlanes) {
+                return start.template operator()<kManyPlanes>();
+            }
+        }
+        return start.template operator()<1>();
     });
 }
 
