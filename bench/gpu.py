@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from bench import ours
-from bench.gpu_cases import CASES, DRY_CASES, AnyCase, Question
+from bench.gpu_cases import CASES, DRY_CASES
+from bench.gpu_questions import AnyCase, Question
 from bench.machine import hardware_line, version
 from bench.pairs import Pairing, Plan, Timer, measure, wall_clock
 from bench.rows import RESULTS, by_section, line, mean_ratio

@@ -311,7 +311,7 @@ bool smallest_tile(Tile& tile, const ConvPool& args) {
         }
         filters = filled_up(filters / 2, kFilters);
     }
-    return blocks_of(tile, s) * args.rows.out <= kMostBlocks;
+    return blocks_of(tile, s) <= kMostBlocks;
 }
 
 }  // namespace
