@@ -1,7 +1,8 @@
-"""LSTM, GRU, RNN, attention, layer norm and convolution on a GPU: `python -m bench.gpu --out bench/results/gpu.json`.
+"""LSTM, GRU, RNN, attention, layer norm, pooling, convolution and unfold on a GPU:
+`python -m bench.gpu --out bench/results/gpu.json`.
 
 Needs torch with CUDA, nothing else. The peers are cuDNN for the layers and convolution (the fastest of its algorithms),
-the fastest of torch's backends for attention, and torch for layer norm.
+the fastest of torch's backends for attention, and torch for the rest.
 
 Timed with CUDA events in alternating rounds, as the processor's rows are. Float32 is float32: TF32 is switched off for
 both. Bound of a row: the larger of its operations over the measured matrix-product rate of its dtype and its inputs,
@@ -22,7 +23,8 @@ from typing import Any
 import torch
 
 from bench import ours
-from bench.gpu_cases import CASES, DRY_CASES, AnyCase, Question
+from bench.gpu_cases import CASES, DRY_CASES
+from bench.gpu_questions import AnyCase, Question
 from bench.machine import hardware_line, version
 from bench.pairs import Pairing, Plan, Timer, measure, wall_clock
 from bench.rows import RESULTS, by_section, line, mean_ratio

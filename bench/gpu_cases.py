@@ -1,11 +1,10 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling and convolution, each with its peers and the least
-it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, each with its peers and the
+least it has to do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,33 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from bench import ours
+from bench.gpu_images import ConvCase, ConvPoolCase, PoolCase, UnfoldCase
+from bench.gpu_questions import AnyCase, Question, check
 from bench.layers import KINDS, layer_work, pair_of_modules, training_step
 from bench.limits import Work
-
-
-@dataclass(frozen=True)
-class Question:
-    """One row: the section it belongs to, and what is run: ours, and every peer by name."""
-
-    section: str
-    works: Mapping[str, Callable[[], object]]
-    work: Work
-    grad: bool
-
-
-class AnyCase(Protocol):
-    @property
-    def label(self) -> str: ...
-
-    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
-        """The rows of a case. Raises RuntimeError if ours gives something else than the peer."""
-        ...
-
-
-def check(mine: torch.Tensor, theirs: torch.Tensor) -> None:
-    difference = (mine - theirs).abs().max().item() / theirs.abs().max().item()
-    if not difference < (1e-3 if mine.dtype == torch.float32 else 3e-2):
-        raise RuntimeError(f"output differs from torch's by {difference:.1e} of its largest value")
 
 
 @dataclass(frozen=True)
@@ -197,99 +173,6 @@ class LayerNormCase:
         yield Question("gpu-layer-norm-training", steps, Work(0.0, 7 * x.nbytes), True)
 
 
-@dataclass(frozen=True)
-class PoolCase:
-    """Maxima of windows of `kernel` at every second place."""
-
-    shape: tuple[int, int, int, int]
-    kernel: int
-    channels_last: bool = False
-
-    @property
-    def label(self) -> str:
-        form = ", channels last" if self.channels_last else ""
-        return f"max pooling {self.kernel} of {'x'.join(map(str, self.shape))}{form}"
-
-    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
-        form = torch.channels_last if self.channels_last else torch.contiguous_format
-        x = torch.randn(self.shape, device=device).to(dtype).contiguous(memory_format=form).requires_grad_()
-        padding = self.kernel // 2 if self.kernel % 2 else 0
-
-        def mine() -> torch.Tensor:
-            return ours.library().functional.max_pool2d(x, self.kernel, 2, padding)
-
-        def theirs() -> torch.Tensor:
-            return F.max_pool2d(x, self.kernel, 2, padding)
-
-        with torch.no_grad():
-            y = mine()
-            check(y, theirs())
-        grad, moved = torch.randn_like(y), x.nbytes + y.nbytes
-        yield Question("gpu-pool-forward", {"ours": mine, "torch": theirs}, Work(0.0, moved), False)
-
-        def training(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(call(), x, grad)
-
-        steps = {"ours": training(mine), "torch": training(theirs)}
-        yield Question("gpu-pool-training", steps, Work(0.0, 2 * moved + 2 * y.numel()), True)
-
-
-@dataclass(frozen=True)
-class ConvCase:
-    """Convolution of square images with half the kernel around them, channels last where they have a layout."""
-
-    batch: int
-    channels: int
-    size: int
-    filters: int
-    kernel: int = 3
-    stride: int = 1
-    groups: int = 1
-    planar: bool = False
-
-    @property
-    def label(self) -> str:
-        shape = f"conv N{self.batch} C{self.channels} {self.size}² K{self.filters} {self.kernel}×{self.kernel}"
-        marks = [f"stride {self.stride}"] if self.stride > 1 else []
-        marks += [f"{self.groups} groups"] if self.groups > 1 else []
-        marks += ["planar"] if self.planar else []
-        return ", ".join([shape, *marks])
-
-    def questions(self, dtype: torch.dtype, device: torch.device) -> Iterator[Question]:
-        layout = torch.contiguous_format if self.planar else torch.channels_last
-        options = (self.stride, self.kernel // 2, 1, self.groups)
-
-        def some(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout).requires_grad_()
-
-        x, w = (
-            some(self.batch, self.channels, self.size, self.size),
-            some(self.filters, self.channels // self.groups, self.kernel, self.kernel),
-        )
-        b = torch.randn(self.filters, device=device).to(dtype).requires_grad_()
-
-        def mine() -> torch.Tensor:
-            return ours.library().functional.conv2d(x, w, b, *options)
-
-        def theirs() -> torch.Tensor:
-            return F.conv2d(x, w, b, *options)
-
-        with torch.no_grad():
-            out = theirs()
-            check(mine(), out)
-        grad = torch.randn_like(out)
-        flop = 2.0 * out.numel() * w[0].numel()
-        given, made = x.nbytes + w.nbytes, out.nbytes
-        calls = {"ours": mine, "cuDNN": theirs}
-        yield Question("gpu-conv-forward", {**calls}, Work(flop, given + made), False)
-
-        def training(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(call(), (x, w, b), grad)
-
-        steps = {name: training(call) for name, call in calls.items()}
-        yield Question("gpu-conv-training", steps, Work(3 * flop, 3 * given + 2 * made), True)
-
-
 # The most telling first: what does not fit in the time is left out from the end.
 CASES: list[AnyCase] = [
     Case(100, 64, 512, 512),
@@ -300,6 +183,8 @@ CASES: list[AnyCase] = [
     PoolCase((64, 64, 112, 112), 3, channels_last=True),
     ConvCase(64, 64, 56, 64),
     ConvCase(64, 256, 14, 256),
+    ConvPoolCase(1024, 1, 28, 6),
+    UnfoldCase((64, 64, 56, 56)),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -321,6 +206,11 @@ CASES: list[AnyCase] = [
     ConvCase(64, 64, 56, 64, planar=True),
     ConvCase(64, 256, 14, 256, planar=True),
     ConvCase(64, 3, 224, 64, kernel=7, stride=2, planar=True),
+    ConvPoolCase(1024, 6, 12, 16),
+    ConvPoolCase(256, 1, 28, 32, kernel=3),
+    ConvPoolCase(1, 1, 28, 6),
+    UnfoldCase((64, 64, 112, 112), stride=2),
+    UnfoldCase((8, 3, 224, 224), kernel=7, stride=2),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -359,4 +249,6 @@ DRY_CASES: list[AnyCase] = [
     PoolCase((1, 3, 7, 9), 2, channels_last=True),
     ConvCase(2, 4, 9, 6, stride=2),
     ConvCase(2, 4, 9, 4, groups=4, planar=True),
+    ConvPoolCase(2, 1, 12, 3),
+    UnfoldCase((2, 3, 7, 8), stride=2),
 ]

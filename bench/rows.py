@@ -84,6 +84,9 @@ SECTIONS = {
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),
         *_gpu("conv", "Convolution", "cuDNN through torch"),
+        Section("gpu-conv-pool", "Convolution, ReLU and max pooling on the GPU", "cuDNN and torch, one by one"),
+        Section("gpu-unfold", "Unfold on the GPU", "torch"),
+        Section("gpu-fold", "Fold on the GPU", "torch"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

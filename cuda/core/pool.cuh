@@ -2,12 +2,10 @@
 // contiguous are positions of a single channel.
 #pragma once
 
-#include "cuda/core/for_types.cuh"
+#include "cuda/core/items.cuh"
 #include "cuda/kernels/pool.h"
 
 namespace pykernels::cuda {
-
-constexpr int kPoolThreads = 256;  // (kernels ask for one block at least, or ptxas would spill to fit in more of them)
 
 // The shape, in numbers for which dividing is cheap wherever they are small enough.
 template <class Int_>
@@ -52,29 +50,15 @@ struct PoolPosition {
 
 template <class Int>
 __device__ inline PoolPosition<Int> position_of(int64_t item, Int depth, Int rows, Int columns, Int channels) {
-    using Unsigned = std::make_unsigned_t<Int>;  // items of a narrow grid fit
-    auto i = static_cast<Unsigned>(item);
-    const auto take = [&](Int n) {
-        const Unsigned whole = i / static_cast<Unsigned>(n), rest = i - whole * static_cast<Unsigned>(n);
-        i = whole;
-        return static_cast<Int>(rest);
-    };
+    Digits<Int> digits(item);  // items of a narrow grid fit
     PoolPosition<Int> at;
-    at.c = channels == 1 ? 0 : take(channels);
-    at.w = take(columns);
-    at.h = rows == 1 ? 0 : take(rows);
-    at.d = depth == 1 ? 0 : take(depth);
-    at.n = static_cast<int64_t>(i);
+    at.c = channels == 1 ? 0 : digits.take(channels);
+    at.w = digits.take(columns);
+    at.h = rows == 1 ? 0 : digits.take(rows);
+    at.d = depth == 1 ? 0 : digits.take(depth);
+    at.n = static_cast<int64_t>(digits.rest());
     return at;
 }
-
-__device__ inline int64_t thread_of_grid() { return int64_t{blockIdx.x} * kPoolThreads + threadIdx.x; }
-
-// As many places as a pack has channels, moved by one access or two.
-template <class Place, int kPack>
-struct alignas(sizeof(Place) * kPack < 16 ? sizeof(Place) * kPack : 16) PlacePack {
-    Place place[kPack];
-};
 
 // Calls run.template operator()<T, pack, Int>(): with packs where all tensors allow them and numbers are narrow.
 // `aligned` has the tensors' addresses or'ed together.
@@ -92,18 +76,6 @@ cudaError_t for_pool(DType dtype, const PoolShape& s, uintptr_t aligned, const R
         }
         return narrow ? run.template operator()<T, 1, int32_t>() : run.template operator()<T, 1, int64_t>();
     });
-}
-
-inline uintptr_t address(const void* data) { return reinterpret_cast<uintptr_t>(data); }
-
-// One thread for each of `count` items.
-template <class Kernel, class... Args>
-cudaError_t launch_items(Kernel kernel, int64_t count, cudaStream_t stream, const Args&... args) {
-    if (count == 0) {
-        return cudaSuccess;
-    }
-    const dim3 grid(static_cast<unsigned>((count + kPoolThreads - 1) / kPoolThreads));
-    return launch(kernel, grid, dim3(kPoolThreads), 0, stream, args...);
 }
 
 }  // namespace pykernels::cuda

@@ -25,7 +25,7 @@ __device__ inline void each_holder(const PoolGrid<Int>& g, const PoolPosition<In
 }
 
 template <class T, int kPack, class Int, class Place>
-__global__ void __launch_bounds__(kPoolThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     max_backward_kernel(const __grid_constant__ PoolGrid<Int> g, const T* grad_out, const Place* places, T* grad_input,
                         int64_t count) {
     using A = Accumulator<T>;
@@ -36,11 +36,11 @@ __global__ void __launch_bounds__(kPoolThreads, 1)
     const auto at = position_of<Int>(i, g.depth.in, g.rows.in, g.columns.in, g.channels);
     A sum[kPack] = {};
     each_holder<kPack>(g, at, [&](int64_t offset, int64_t place, Int, Int, Int) {
-        const auto there = *reinterpret_cast<const PlacePack<Place, kPack>*>(places + offset);
+        const auto there = *reinterpret_cast<const Neighbours<Place, kPack>*>(places + offset);
         const auto grad = load_pack<kPack>(grad_out + offset);
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
-            if (static_cast<int64_t>(there.place[e]) == place) {
+            if (static_cast<int64_t>(there.value[e]) == place) {
                 sum[e] += grad.at(e);
             }
         }
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kPoolThreads, 1)
 }
 
 template <class T, int kPack, class Int>
-__global__ void __launch_bounds__(kPoolThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     avg_backward_kernel(const __grid_constant__ PoolGrid<Int> g, PoolDivisor divisor, const T* grad_out, T* grad_input,
                         int64_t count) {
     using A = Accumulator<T>;

@@ -28,7 +28,7 @@ __device__ inline void each_element(const PoolGrid<Int>& g, const PoolPosition<I
 }
 
 template <class T, int kPack, class Int, class Place>
-__global__ void __launch_bounds__(kPoolThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     max_forward_kernel(const __grid_constant__ PoolGrid<Int> g, const T* input, T* out, Place* places, int64_t count) {
     using A = Accumulator<T>;
     using Number = std::conditional_t<sizeof(Place) == 1, int32_t, int64_t>;
@@ -59,17 +59,17 @@ __global__ void __launch_bounds__(kPoolThreads, 1)
     });
     store_pack(out + i * kPack, Pack<T, kPack>::of(best));
     if (places != nullptr) {
-        PlacePack<Place, kPack> pack;
+        Neighbours<Place, kPack> pack;
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
-            pack.place[e] = static_cast<Place>(place[e]);
+            pack.value[e] = static_cast<Place>(place[e]);
         }
-        reinterpret_cast<PlacePack<Place, kPack>*>(places)[i] = pack;
+        reinterpret_cast<Neighbours<Place, kPack>*>(places)[i] = pack;
     }
 }
 
 template <class T, int kPack, class Int>
-__global__ void __launch_bounds__(kPoolThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     avg_forward_kernel(const __grid_constant__ PoolGrid<Int> g, PoolDivisor divisor, const T* input, T* out,
                        int64_t count) {
     using A = Accumulator<T>;

@@ -6,7 +6,7 @@ namespace {
 
 // out: the input's elements (T), or where there is none the indices into planes (int64_t).
 template <class T, class Place>
-__global__ void __launch_bounds__(kPoolThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     at_places_kernel(const __grid_constant__ PoolGrid<int64_t> g, const Place* places, const T* input, T* out,
                      int64_t* indices, int64_t count) {
     const int64_t i = thread_of_grid();

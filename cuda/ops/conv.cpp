@@ -1,5 +1,5 @@
 // The convolution operators on CUDA: dense operands in one layout, a workspace, and the launches.
-#include "csrc/ops/conv.h"
+#include "cuda/ops/conv.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
@@ -10,28 +10,6 @@
 
 namespace pykernels::cuda {
 namespace {
-
-// What the kernels count in 32 bits.
-void check_extents(const ConvSizes& sizes) {
-    const ConvShape& s = sizes.shape;
-    const auto check = [](const char* what, int64_t count) {
-        TORCH_CHECK(count < kMostPlaces, "[conv] expected fewer ", what, " on a GPU, got ", count);
-    };
-    check("places of an image", s.places());
-    check("images", s.batch);
-    check("values of a filter", (s.in_channels + s.out_channels + 8) * s.taps());
-    int64_t between[2] = {s.channels_last ? s.groups * s.in_channels : 1,
-                          s.channels_last ? s.groups * s.out_channels : 1};
-    for (int a = 2; a >= 0; --a) {
-        const ConvDimension& d = s.dim[a];
-        check("pixels along a dimension", (d.output - 1) * d.stride + (d.kernel - 1) * d.dilation + 1 + d.before);
-        check("pixels along a dimension", d.input + d.before + d.stride);
-        check("values between pixels", d.input > 1 ? between[0] : 0);
-        check("values between places", d.output > 1 ? between[1] : 0);
-        between[0] *= d.input;
-        between[1] *= d.output;
-    }
-}
 
 const void* dense(Call& call, const Tensor& tensor, const ConvSizes& sizes) {
     return call.keep(tensor.contiguous(sizes.format)).const_data_ptr();
@@ -48,19 +26,6 @@ Args& prepared(Call& call, Args& args) {
 
 Tensor empty(const std::vector<int64_t>& size, const Tensor& like, const ConvSizes& sizes) {
     return at::empty(size, like.options().memory_format(sizes.format));
-}
-
-Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const ConvSizes& sizes,
-               bool relu) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;
-    check_extents(sizes);
-    Call call(input);
-    const Tensor out = empty(sizes.output, input, sizes);
-    ConvForward args{dtype_of(input),    sizes.shape, dense(call, input, sizes), dense(call, weight, sizes),
-                     call.data(bias),    relu,        out.mutable_data_ptr(),    nullptr,
-                     ConvTile::automatic};
-    C10_CUDA_CHECK(conv_forward(prepared(call, args), call.stream));
-    return out;
 }
 
 Tensor input_gradient(const Tensor& grad, const Tensor& weight, const ConvSizes& sizes) {
@@ -92,9 +57,43 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& input, const Tensor& gr
     return {out, bias};
 }
 
-using Operators = ConvOperators<forward, input_gradient, weight_gradient>;
+using Operators = ConvOperators<convolution, input_gradient, weight_gradient>;
 
 }  // namespace
+
+void check_extents(const ConvSizes& sizes) {
+    const ConvShape& s = sizes.shape;
+    const auto check = [](const char* what, int64_t count) {
+        TORCH_CHECK(count < kMostPlaces, "[conv] expected fewer ", what, " on a GPU, got ", count);
+    };
+    check("places of an image", s.places());
+    check("images", s.batch);
+    check("values of a filter", (s.in_channels + s.out_channels + 8) * s.taps());
+    int64_t between[2] = {s.channels_last ? s.groups * s.in_channels : 1,
+                          s.channels_last ? s.groups * s.out_channels : 1};
+    for (int a = 2; a >= 0; --a) {
+        const ConvDimension& d = s.dim[a];
+        check("pixels along a dimension", (d.output - 1) * d.stride + (d.kernel - 1) * d.dilation + 1 + d.before);
+        check("pixels along a dimension", d.input + d.before + d.stride);
+        check("values between pixels", d.input > 1 ? between[0] : 0);
+        check("values between places", d.output > 1 ? between[1] : 0);
+        between[0] *= d.input;
+        between[1] *= d.output;
+    }
+}
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const ConvSizes& sizes,
+                   bool relu) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    check_extents(sizes);
+    Call call(input);
+    const Tensor out = empty(sizes.output, input, sizes);
+    ConvForward args{dtype_of(input),    sizes.shape, dense(call, input, sizes), dense(call, weight, sizes),
+                     call.data(bias),    relu,        out.mutable_data_ptr(),    nullptr,
+                     ConvTile::automatic};
+    C10_CUDA_CHECK(conv_forward(prepared(call, args), call.stream));
+    return out;
+}
 
 TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
     m.impl("conv_forward", Operators::forward);

@@ -1,5 +1,5 @@
 // The pooling operators on CUDA: allocate and launch.
-#include "csrc/ops/pool.h"
+#include "cuda/ops/pool.h"
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -15,15 +15,7 @@ PoolPlaces places_of(const Tensor& places, const PoolSizes& s) { return {places.
 
 struct Gpu {
     static MaxPoolForwardResult max_forward(const Tensor& input, bool keep, const PoolSizes& s) {
-        const at::AutoDispatchBelowADInplaceOrView no_autograd;
-        const Call call(input);
-        const Tensor dense = s.formatted(input), out = s.empty(s.output, input.options());
-        const auto options = input.options().dtype(s.places());
-        const Tensor places = keep ? s.empty(s.output, options) : at::empty({0}, options);
-        C10_CUDA_CHECK(max_pool_forward({dtype_of(input), s.shape, dense.const_data_ptr(), out.mutable_data_ptr(),
-                                         keep ? places_of(places, s) : PoolPlaces{nullptr, s.wide}},
-                                        call.stream));
-        return {out, places};
+        return max_pool(input, keep, s);
     }
 
     static Tensor max_backward(const Tensor& grad, const Tensor& places, const PoolSizes& s) {
@@ -91,6 +83,18 @@ struct Gpu {
 using Operators = PoolOperators<Gpu>;
 
 }  // namespace
+
+MaxPoolForwardResult max_pool(const Tensor& input, bool keep, const PoolSizes& s) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    const Call call(input);
+    const Tensor dense = s.formatted(input), out = s.empty(s.output, input.options());
+    const auto options = input.options().dtype(s.places());
+    const Tensor places = keep ? s.empty(s.output, options) : at::empty({0}, options);
+    C10_CUDA_CHECK(max_pool_forward({dtype_of(input), s.shape, dense.const_data_ptr(), out.mutable_data_ptr(),
+                                     keep ? places_of(places, s) : PoolPlaces{nullptr, s.wide}},
+                                    call.stream));
+    return {out, places};
+}
 
 TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
     m.impl("max_pool_forward", Operators::max_forward);

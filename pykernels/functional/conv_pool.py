@@ -19,7 +19,8 @@ from .pool import max_pool2d
 __all__ = ["conv2d_relu_max_pool2d"]
 
 SMALL = 1 << 18
-"""Elements of what the convolution of an image gives that fit into a core's cache; pooled from there."""
+"""Elements of what the convolution of an image gives that fit into a core's cache; pooled from there. (On a GPU what is
+larger is no image for the fused kernel either.)"""
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -34,10 +35,14 @@ def conv2d_relu_max_pool2d(
     .. math::
         y = \mathrm{maxpool}(\max(0, \mathrm{conv}(x)))
 
-    that is, `max_pool2d(conv2d(input, ..., activation="relu"), pool_kernel_size, ...)`, to the bit. Where no gradient
-    is wanted, images are contiguous and what the convolution gives is small (2^18 elements an image), that never leaves
-    the caches, and bias and ReLU are computed of the largest elements only. Else it is these two functions, with
-    their derivatives.
+    that is, `max_pool2d(conv2d(input, ..., activation="relu"), pool_kernel_size, ...)`. Where no gradient is wanted,
+    images are contiguous and what the convolution gives is small (2^18 elements an image), that never leaves the
+    caches, and bias and ReLU are computed of the largest elements only: to the bit what the two functions give. Else it
+    is these two functions, with their derivatives.
+
+    On a GPU small ones are computed in the multiprocessors' own memory, where a filter has at most 256 values (channels
+    of a group times taps) and there is room for a row of windows; else the two kernels run one after the other. Sums go
+    over channels and taps one after the other there, so the two functions' results differ by the order of summation.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups, padding_mode: of :func:`conv2d`.
@@ -89,7 +94,9 @@ def _has_a_kernel(input: Tensor, weight: Tensor, groups: int) -> bool:
     """Planes are pooled, so channels lie apart; depthwise convolutions and those without channels are no products."""
     if input.dim() not in (3, 4) or weight.dim() != 4 or input.dtype not in _DTYPES or input.layout != torch.strided:
         return False
-    if not (input.is_cpu or input.is_meta) or weight.shape[1] == 0 or (weight.shape[1] == 1 and groups > 1):
+    if not (input.is_cpu or input.is_cuda or input.is_meta):
+        return False
+    if weight.shape[1] == 0 or (weight.shape[1] == 1 and groups > 1):
         return False
     return not _is_channels_last(input) and not _is_channels_last(weight)
 

@@ -22,7 +22,7 @@ _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 def _is_torchs(input: Tensor) -> bool:
     """What there are no kernels for."""
-    return input.is_cuda or input.dtype not in _DTYPES or input.layout != torch.strided
+    return input.dtype not in _DTYPES or input.layout != torch.strided
 
 
 def _kernels(ctx: Any, grad: Tensor) -> Any:
@@ -119,7 +119,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     Returns:
         y, [N, C * taps, places] or [C * taps, places].
 
-    Integers, bool and complex numbers, and tensors on a GPU, go to torch's own function.
+    Integers, bool and complex numbers go to torch's own function.
 
     Raises:
         RuntimeError, TypeError: torch's, where it has an error for the call.

@@ -1,9 +1,13 @@
-// Runs the convolution kernels on buffers that are exactly as large as the contract says, without torch:
+// Runs the convolution kernels, and those of unfold and fold, on buffers that are exactly as large as the contract
+// says, without torch:
 //   conv_driver SEED
 // prints, for each of some calls, a hash of every output's bits; a failed launch prints "error: <report>", exit 3.
 #include "cuda/kernels/conv.h"
 
 #include <cstdio>
+
+#include "cuda/kernels/conv_pool.h"
+#include "cuda/kernels/unfold.h"
 
 #include "driver.h"
 #include "executor.h"
@@ -14,6 +18,7 @@ using namespace driver;
 using pykernels::ConvDimension;
 using pykernels::ConvShape;
 using pykernels::PaddingMode;
+using pykernels::PoolDimension;
 
 struct Drawn {
     DType dtype;
@@ -23,6 +28,9 @@ struct Drawn {
     PaddingMode mode;
     bool channels_last;
 };
+
+// Windows of two at every second place, one of them over the edge.
+PoolDimension windows(int64_t places) { return {places, places / 2 + 1, 2, 2, 1, 1, false}; }
 
 int run(const Drawn& d) {
     Buffers stored(d.dtype), workspaces(DType::f16);
@@ -43,6 +51,25 @@ int run(const Drawn& d) {
          [](const ConvInputGradient& args, cudaStream_t stream) { return conv_input_gradient(args, stream); });
     then(ConvWeightGradient{d.dtype, s, input, grad, stored.output(weights), stored.output(rows), nullptr},
          [](const ConvWeightGradient& args, cudaStream_t stream) { return conv_weight_gradient(args, stream); });
+    const auto plainly = [&](const auto& args, const auto& start) {
+        error = error == cudaSuccess ? start(args, nullptr) : error;
+    };
+    const PoolDimension down = windows(s.dim[1].output), across = windows(s.dim[2].output);
+    const ConvPool pooled{d.dtype,
+                          s,
+                          down,
+                          across,
+                          input,
+                          weight,
+                          stored.drawn(rows),
+                          stored.output(s.batch * rows * down.out * across.out)};
+    if (has_conv_pool(pooled)) {
+        plainly(pooled, conv_relu_max_pool);
+    }
+    const int64_t images = s.batch * s.in_channels * s.pixels(),
+                  columns = s.batch * s.in_channels * s.taps() * s.places();
+    plainly(Unfold{d.dtype, s, stored.drawn(images), stored.output(columns)}, unfold);
+    plainly(Fold{d.dtype, s, stored.drawn(columns), stored.output(images)}, fold);
     if (error != cudaSuccess) {
         std::printf("error: %d %s\n", static_cast<int>(error), cudaGetErrorString(error));
         return 3;

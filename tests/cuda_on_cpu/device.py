@@ -36,6 +36,10 @@ class Device:
         """Since the last call."""
         return self._library.cuda_on_cpu_launches(1)
 
+    def launches(self) -> int:
+        """Others since the last call."""
+        return self._library.cuda_on_cpu_launches(0)
+
 
 def plans(hidden: int) -> list[tuple[int, int]]:
     """Resident blocks and shared memory that lead to each plan: weights in shared memory or streamed, all row blocks

@@ -1,4 +1,5 @@
-"""The convolution kernels alone, without torch: no buffer is overrun, and no barrier can be left out."""
+"""The kernels of convolution, unfold and fold alone, without torch: no buffer is overrun, and no barrier can be left
+out."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import subprocess
 
 import pytest
 
-from .build import ADDRESS_SANITIZER, CONV, EXECUTOR, HERE, ROOT
+from .build import ADDRESS_SANITIZER, CONV, EXECUTOR, HERE, ROOT, UNFOLD
 
-DRIVER = [HERE / "conv_driver.cpp", *CONV, *EXECUTOR]
+DRIVER = [HERE / "conv_driver.cpp", *CONV, *UNFOLD, *EXECUTOR]
 
 
 def outcome(program, seed: int) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,8 @@ BARRIERS = {
     "before_the_sum_of_lines": (
         "kernels/conv_depthwise_sums.cu", "the sums of the other lines are there", "depthwise_sums"
     ),
+    "before_the_convolution_that_is_pooled": ("kernels/conv_pool.cu", "the weights and patches are there", "pool"),
+    "before_results_are_pooled": ("kernels/conv_pool.cu", "what is pooled is there", "pool"),
     "before_weights_are_turned": ("kernels/conv_weights.cu", "the block's weights are there", "weights"),
 }  # fmt: skip
 
