@@ -103,11 +103,34 @@ template <typename Op, int Rows, int Vectors, typename A>
     tile.end(out, stride);
 }
 
+// Ends a tile as `multiply` does.
+template <typename Acc>
+struct StoreSums {
+    Acc* out;
+    int64_t stride;
+    template <typename T>
+    [[gnu::always_inline]] void operator()(const T& tile) const {
+        tile.end(out, stride);
+    }
+};
+
+// The same for any B, and an ending of the caller's: end(tile), with the sums still in registers.
+template <typename Op, int Rows, int Vectors, typename A, typename B, typename End>
+[[gnu::noinline]] void multiply_to(const A& a, const B& b, int64_t depth, const AccOf<Op>* start, int64_t start_stride,
+                                   const End& end) {
+    const A rows = a;
+    const B panel = b;
+    Tile<Op, Rows, Vectors> tile;
+    tile.begin(start, start_stride);
+    tile.add(rows, panel, depth);
+    end(tile);
+}
+
 // The same with A in `count` runs along the summed dimension: run(r) has the rows (.at(m, k)) and the depth (.depth) of
 // one of them.
-template <typename Op, int Rows, int Vectors, typename Runs>
+template <typename Op, int Rows, int Vectors, typename Runs, typename End>
 [[gnu::noinline]] void multiply_runs(const Runs& runs, int64_t count, const Op* panel, const AccOf<Op>* start,
-                                     int64_t start_stride, AccOf<Op>* out, int64_t stride) {
+                                     int64_t start_stride, const End& end) {
     constexpr int64_t panel_stride = int64_t(Vectors) * kWidth<AccOf<Op>>;
     Tile<Op, Rows, Vectors> tile;
     tile.begin(start, start_stride);
@@ -116,26 +139,16 @@ template <typename Op, int Rows, int Vectors, typename Runs>
         tile.add(rows, PanelRows<Op>{panel, panel_stride}, rows.depth);
         panel += rows.depth * panel_stride;
     }
-    tile.end(out, stride);
+    end(tile);
 }
 
-// The same with the rows of B anywhere: row k at base + offset[k].
+// Rows of B anywhere: row k at base + offset[k].
 template <typename Op>
 struct ScatteredRows {
     const Op* base;
     const int64_t* offset;
     const Op* at(int64_t k) const { return base + offset[k]; }
 };
-template <typename Op, int Rows, int Vectors, typename A>
-[[gnu::noinline]] void multiply_scattered(const A& a, const ScatteredRows<Op>& panel, int64_t depth,
-                                          const AccOf<Op>* start, int64_t start_stride, AccOf<Op>* out,
-                                          int64_t stride) {
-    const A rows = a;
-    Tile<Op, Rows, Vectors> tile;
-    tile.begin(start, start_stride);
-    tile.add(rows, ScatteredRows<Op>(panel), depth);
-    tile.end(out, stride);
-}
 
 // The same for a single row, in kSplit interleaved chains: one row alone cannot fill the multiply-add pipeline.
 inline constexpr int kSplit = 4;

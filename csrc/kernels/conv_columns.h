@@ -29,6 +29,22 @@ struct ColumnPanel {
     int64_t from;  // of a flat panel: its windows are at lines + from + the tap's offset
     std::vector<Segment> segments;
     std::vector<Run> runs;
+    std::vector<int64_t> whole;  // where each vector of columns belongs as it is, or -1
+    std::vector<Run> rest;       // the runs of the others
+
+    // Once the runs are known.
+    void find_whole(int64_t width) {
+        whole.assign(vectors, -1);
+        rest.clear();
+        for (const auto& [column, length, at, apart] : runs) {
+            const int64_t end = column + length;
+            int64_t first = (column + width - 1) / width * width, last = end / width * width;
+            if (apart != 1 || first >= last) first = last = end;
+            for (int64_t i = first; i < last; i += width) whole[i / width] = at + i - column;
+            if (first > column) rest.push_back({column, first - column, at, apart});
+            if (end > last) rest.push_back({last, end - last, at + (last - column) * apart, apart});
+        }
+    }
 };
 
 template <typename S, typename Op>
@@ -37,6 +53,7 @@ class ColumnPlan {
 
   public:
     static constexpr double kGatherRows = 10;  // rows of weights whose products take as long as a copy
+    static constexpr double kPieces = 12;      // multiply-adds that take as long as storing a row's ends
 
     // `target_image`: elements from one image of the result to the next.
     ColumnPlan(const PlanarLines<S, Op>& lines, int64_t images, int64_t target_image, bool flat)
@@ -46,11 +63,15 @@ class ColumnPlan {
         plane_vectors_ = (plane_ + width - 1) / width;
     }
 
-    // Whether multiplying between the rows is cheaper than copying.
+    // Whether multiplying between the rows, and storing rows in pieces, is cheaper than copying.
     static bool prefers_flat(const PlanarLines<S, Op>& lines, int64_t images, int64_t rows) {
         const ColumnPlan flat(lines, images, 0, true), gathered(lines, images, 0, false);
-        return static_cast<double>(flat.vectors()) * rows <
-               static_cast<double>(gathered.vectors()) * (static_cast<double>(rows) + kGatherRows);
+        const auto& [ld, lh, lw] = lines.lattice();
+        const auto depth = static_cast<double>(lines.groups_of_channels() * lines.taps());
+        const auto height = static_cast<double>(rows);
+        const double pieces = lines.whole_line() == lw.places ? 0 : static_cast<double>(images * ld.places * lh.places);
+        return height * (static_cast<double>(flat.vectors()) * (depth + 2) + kPieces * pieces) <
+               static_cast<double>(gathered.vectors()) * (height * (depth + 2) + kGatherRows * depth);
     }
 
     bool flat() const { return flat_; }
@@ -86,7 +107,9 @@ class ColumnPlan {
             else
                 fill_gathered(panel, (begin + first) * width,
                               std::min((begin + last) * width, images_ * lines_.places()));
+            panel.find_whole(width);
         }
+        lines_.settle();
     }
     const PlanarLines<S, Op>& lines() const { return lines_; }
     const std::vector<ColumnPanel>& panels() const { return panels_; }

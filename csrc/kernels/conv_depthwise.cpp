@@ -25,7 +25,7 @@ template <typename S>
 class PlanarWeightSums {
     using Acc = Sums<S>;
     using V = Vec<Acc>;
-    static constexpr int width = kWidth<Acc>, kTaps = 8;  // that are summed together
+    static constexpr int width = kWidth<Acc>, kTaps = 10;  // that are summed together
 
   public:
     explicit PlanarWeightSums(const ConvWeightGradient<S>& call)
@@ -60,6 +60,7 @@ class PlanarWeightSums {
   private:
     void part(const Range& own, int64_t parts, int64_t values, Acc* sums) const {
         RowBlocks<S> block(lattice_, s_.mode, s_.pixels(), 1);
+        const Buffer<Acc> lanes(s_.out_channels * values * width);
         Buffer<Acc> lines;
         int64_t size = 0;
         for (int64_t unit = own.begin; unit < own.end; ++unit) {
@@ -72,39 +73,55 @@ class PlanarWeightSums {
             for (int64_t unit = own.begin; unit < own.end; ++unit) {
                 const int64_t group = unit / parts;
                 const Range images = share(s_.batch, unit % parts, parts);
-                Acc* const to = sums + (unit % parts * s_.groups + group) * s_.out_channels * values;
+                std::fill_n(lanes.get(), s_.out_channels * values * width, Acc(0));
                 for (int64_t n = images.begin; n < images.end; ++n) {
                     block.lines().fill(call_.input + (n * s_.groups + group) * s_.pixels(), 0, 1, lines);
                     for (int64_t j = 0; j < s_.out_channels; ++j)
                         add(block, lines, call_.grad + ((n * s_.groups + group) * s_.out_channels + j) * s_.places(),
-                            to + j * values);
+                            lanes + j * values * width);
                 }
+                Acc* const to = sums + (unit % parts * s_.groups + group) * s_.out_channels * values;
+                for (int64_t i = 0; i < s_.out_channels * values; ++i)
+                    to[i] += sum_of_lanes(V::loadu(lanes + i * width));
             }
         }
     }
 
-    // The last of the sums is the gradient's own. What lies beyond a row counts as zeros, on both sides.
+    // Sums of each tap, lane by lane; the last of them is the gradient's own. What lies beyond a row counts as zeros,
+    // on both sides.
     void add(const RowBlocks<S>& block, const Acc* lines, const S* grad, Acc* to) const {
-        const auto& offsets = block.lines().offsets();
-        const int64_t columns = s_.dim[2].output, taps = static_cast<int64_t>(offsets.size());
-        const S* const first = grad + block.first() * columns;
-        for (int64_t t = 0; t <= taps; t += kTaps) {
-            V sum[kTaps];
-            for (V& zero : sum) zero = V(Acc(0));
-            const int count = static_cast<int>(std::min<int64_t>(kTaps, taps + 1 - t));
-            const Acc* from[kTaps];
-            for (int i = 0; i < count; ++i) from[i] = t + i < taps ? lines + offsets[t + i] : nullptr;
-            for (size_t h = 0; h < block.rows().size(); ++h)
-                each_vector<Acc>(columns, [&](int64_t w, int used) {
-                    const V g = load_as<Acc>(first + static_cast<int64_t>(h) * columns + w, used);
-                    for (int i = 0; i < kTaps; ++i) {
-                        if (i >= count) break;
-                        sum[i] = from[i] ? at::vec::fmadd(g, load_as<Acc>(from[i] + block.rows()[h] + w, used), sum[i])
-                                         : sum[i] + g;
-                    }
-                });
-            for (int i = 0; i < count; ++i) to[t + i] += sum_of_lanes(sum[i]);
+        const int64_t values = s_.taps() + 1;
+        for (int64_t t = 0; t < values; t += kTaps) {
+            const auto count = static_cast<int>(std::min<int64_t>(kTaps, values - t));
+            [&]<int... N>(std::integer_sequence<int, N...>) {
+                (void)((count == N + 1 &&
+                        (add_taps<N + 1>(block, lines, t, t + count == values, grad, to + t * width), true)) ||
+                       ...);
+            }(std::make_integer_sequence<int, kTaps>{});
         }
+    }
+
+    template <int Count>
+    void add_taps(const RowBlocks<S>& block, const Acc* lines, int64_t first, bool last, const S* grad, Acc* to) const {
+        constexpr int end_tap = Count - 1;
+        const int64_t* const offsets = block.lines().offsets().data() + first;
+        const int64_t columns = s_.dim[2].output;
+        V sum[Count];
+#pragma GCC unroll 16
+        for (int i = 0; i < Count; ++i) sum[i] = V::loadu(to + i * width);
+        const S* at = grad + block.first() * columns;
+        for (const int64_t row : block.rows()) {
+            each_vector<Acc>(columns, [&](int64_t w, int used) {
+                const V g = load_as<Acc>(at + w, used);
+                const auto window = [&](int i) { return load_as<Acc>(lines + row + w + offsets[i], used); };
+#pragma GCC unroll 16
+                for (int i = 0; i < end_tap; ++i) sum[i] = at::vec::fmadd(g, window(i), sum[i]);
+                sum[end_tap] = last ? sum[end_tap] + g : at::vec::fmadd(g, window(end_tap), sum[end_tap]);
+            });
+            at += columns;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < Count; ++i) sum[i].store(to + i * width);
     }
 
     const ConvWeightGradient<S>& call_;
@@ -117,7 +134,7 @@ template <typename S>
 class RowWeightSums {
     using Acc = Sums<S>;
     using V = Vec<Acc>;
-    static constexpr int width = kWidth<Acc>, kTaps = 8;
+    static constexpr int width = kWidth<Acc>, kTaps = 10;  // those of 3x3, and the gradient's own
     static constexpr int64_t kPlaces = 64;
 
   public:
@@ -162,26 +179,40 @@ class RowWeightSums {
     }
 
   private:
+    // In turns of a few taps; the last of the sums is the gradient's own.
     void add(const std::vector<const S*>& pixels, int64_t begin, int64_t end, int64_t padded, Acc* to) const {
-        const int64_t channels = s_.groups, taps = s_.taps();
-        for (int64_t t = 0; t <= taps; t += kTaps) {
-            const int count = static_cast<int>(std::min<int64_t>(kTaps, taps + 1 - t));
-            each_vector<Acc>(channels, [&](int64_t c, int used) {
-                V sum[kTaps];
-                for (int i = 0; i < count; ++i) sum[i] = V::loadu(to + (t + i) * padded + c);
-                for (int64_t at = begin; at < end; ++at) {
-                    const V g = load_as<Acc>(call_.grad + at * channels + c, used);
-                    for (int i = 0; i < kTaps; ++i) {
-                        if (i >= count) break;
-                        sum[i] = t + i < taps
-                                     ? at::vec::fmadd(g, load_as<Acc>(pixels[(t + i) * kPlaces + at - begin] + c, used),
-                                                      sum[i])
-                                     : sum[i] + g;
-                    }
-                }
-                for (int i = 0; i < count; ++i) sum[i].store(to + (t + i) * padded + c);
-            });
+        const int64_t values = s_.taps() + 1;
+        for (int64_t t = 0; t < values; t += kTaps) {
+            const auto count = static_cast<int>(std::min<int64_t>(kTaps, values - t));
+            [&]<int... N>(std::integer_sequence<int, N...>) {
+                (void)((count == N + 1 && (add_taps<N + 1>(&pixels[t * kPlaces], t + count == values, begin, end,
+                                                           padded, to + t * padded),
+                                           true)) ||
+                       ...);
+            }(std::make_integer_sequence<int, kTaps>{});
         }
+    }
+
+    template <int Count>
+    void add_taps(const S* const* pixels, bool last, int64_t begin, int64_t end, int64_t padded, Acc* to) const {
+        const int64_t channels = s_.groups;
+        each_vector<Acc>(channels, [&](int64_t c, int used) {
+            V sum[Count];
+#pragma GCC unroll 16
+            for (int i = 0; i < Count; ++i) sum[i] = V::loadu(to + i * padded + c);
+            for (int64_t at = begin; at < end; ++at) {
+                const V g = load_as<Acc>(call_.grad + at * channels + c, used);
+                const S* const* const pixel = pixels + at - begin;
+#pragma GCC unroll 16
+                for (int i = 0; i < Count - 1; ++i)
+                    sum[i] = at::vec::fmadd(g, load_as<Acc>(pixel[i * kPlaces] + c, used), sum[i]);
+                const int end_tap = Count - 1;
+                sum[end_tap] = last ? sum[end_tap] + g
+                                    : at::vec::fmadd(g, load_as<Acc>(pixel[end_tap * kPlaces] + c, used), sum[end_tap]);
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < Count; ++i) sum[i].store(to + i * padded + c);
+        });
     }
 
     const ConvWeightGradient<S>& call_;

@@ -52,6 +52,7 @@ class RowBlocks {
         lines_.end();
         rows_.clear();
         for (int64_t h = own.begin; h < own.end; ++h) rows_.push_back(lines_.row(0, d, h));
+        lines_.settle();
         first_ = d * rows + own.begin;
     }
     const PlanarLines<S, Acc>& lines() const { return lines_; }
@@ -159,43 +160,88 @@ class RowWindows {
     using Acc = Accumulator<S>;
     using V = Vec<Acc>;
     static constexpr int width = kWidth<Acc>, kTogether = 4;
-    static constexpr int64_t kPlaces = 64;  // whose taps are looked up together
 
   public:
-    explicit RowWindows(const RowWindowsCall<S>& call) : call_(call) {}
+    explicit RowWindows(const RowWindowsCall<S>& call)
+        : call_(call), lines_(call.lattice[0].taps() * call.lattice[1].taps()), columns_(call.lattice[2].taps()) {
+        const auto& offset = call.lattice[2].offset;
+        for (size_t t = 1; t < offset.size(); ++t) beside_ &= offset[t] == offset[t - 1] + 1;
+    }
 
     void run() const {
         const int64_t places = call_.batch * call_.places();
         const double work = static_cast<double>(places) * call_.channels;
-        const int64_t taps = call_.lattice[0].taps() * call_.lattice[1].taps() * call_.lattice[2].taps();
-        parallel_region(threads_for(work * static_cast<double>(taps + 4), kConvGrain), [&](const Team& team) {
-            const Range own = share(places, team.rank, team.size);
-            PixelTable<S> table(call_.lattice, call_.mode, call_.channels, call_.channels);
-            std::vector<const S*> pixels(kPlaces * taps);
-            for (int64_t at = own.begin; at < own.end; at += kPlaces) {
-                const int64_t count = std::min(kPlaces, own.end - at);
-                table.find(call_.source, at, at + count, {0, taps}, taps, 1, pixels.data());
-                int64_t i = 0;
-                for (; i + kTogether <= count; i += kTogether) sum<kTogether>(table, at + i, &pixels[i * taps], taps);
-                for (; i < count; ++i) sum<1>(table, at + i, &pixels[i * taps], taps);
-            }
-        });
+        parallel_region(threads_for(work * static_cast<double>(lines_ * columns_ + 4), kConvGrain),
+                        [&](const Team& team) { part(share(places, team.rank, team.size)); });
     }
 
   private:
-    template <int Pixels>
-    void sum(const PixelTable<S>& table, int64_t place, const S* const* pixels, int64_t taps) const {
-        S* out[Pixels];
-        for (int i = 0; i < Pixels; ++i) out[i] = call_.out + table.target(place + i) * call_.channels;
+    // Runs of places in one row.
+    void part(const Range& own) const {
+        PixelTable<S> table(call_.lattice, call_.mode, call_.channels, call_.channels);
+        const int64_t row = call_.lattice[2].places;
+        std::vector<const S*> pixels(kTogether * std::max<int64_t>(lines_ * columns_, 1));
+        for (int64_t at = own.begin; at < own.end;) {
+            const int64_t end = std::min((at / row + 1) * row, own.end);
+            if (!with_neighbours(table, at, end))
+                for (; at < end; ++at) {
+                    table.find(call_.source, at, at + 1, {0, lines_ * columns_}, 1, 1, pixels.data());
+                    sum<0, 1, 1>(table, at, pixels.data());
+                }
+            at = end;
+        }
+    }
+
+    // Places whose taps are neighbours, a few at a time: each pixel is loaded once for all of them. False where there
+    // are too few, or for kernels without a function of their own.
+    bool with_neighbours(PixelTable<S>& table, int64_t begin, int64_t end) const {
+        const int64_t step = call_.lattice[2].step;
+        if (!beside_ || end - begin < kTogether || step > 2 || call_.mode != PaddingMode::Zeros) return false;
+        return [&]<int... Taps>(std::integer_sequence<int, Taps...>) {
+            return ((columns_ == Taps &&
+                     (step == 1 ? row<Taps, 1>(table, begin, end) : row<Taps, 2>(table, begin, end), true)) ||
+                    ...);
+        }(std::integer_sequence<int, 1, 2, 3, 5>{});
+    }
+
+    template <int Taps, int Step>
+    void row(PixelTable<S>& table, int64_t begin, int64_t end) const {
+        constexpr int pixels = (kTogether - 1) * Step + Taps;
+        const Lattice& lw = call_.lattice[2];
+        table.turn_to(call_.source, begin);
+        std::vector<const S*> from(lines_ * pixels);
+        for (int64_t at = begin; at < end;) {
+            const int64_t first = at % lw.places * Step + lw.offset[0];
+            const S** to = from.data();
+            for (const S* const line : table.lines())
+                for (int64_t j = first; j < first + pixels; ++j)
+                    *to++ = line && j >= 0 && j < lw.source ? line + j * call_.channels : table.zeros();
+            sum<Taps, Step, kTogether>(table, at, from.data());
+            if (at + kTogether == end) break;
+            at = std::min(at + kTogether, end - kTogether);  // the last ones once more rather than one by one
+        }
+    }
+
+    // Some places side by side; `Taps` 0 for one place with any number of them.
+    template <int Taps, int Step, int Places>
+    void sum(const PixelTable<S>& table, int64_t place, const S* const* pixels) const {
+        constexpr int beside = Taps ? (Places - 1) * Step + Taps : 1;
+        const int64_t rows = Taps ? lines_ : lines_ * columns_;
+        S* out[Places];
+        for (int i = 0; i < Places; ++i) out[i] = call_.out + table.target(place + i) * call_.channels;
         each_vector<Acc>(call_.channels, [&](int64_t c, int used) {
-            V sum[Pixels];
+            V sum[Places];
             for (V& start : sum) start = call_.bias ? load_as<Acc>(call_.bias + c, used) : V(Acc(0));
-            for (int64_t t = 0; t < taps; ++t) {
-                const V weight = load_as<Acc>(call_.weights + t * call_.channels + c, used);
-                for (int i = 0; i < Pixels; ++i)
-                    sum[i] = at::vec::fmadd(load_as<Acc>(pixels[i * taps + t] + c, used), weight, sum[i]);
+            const Acc* weights = call_.weights + c;
+            for (int64_t l = 0; l < rows; ++l) {
+                V pixel[beside];
+                for (int j = 0; j < beside; ++j) pixel[j] = load_as<Acc>(pixels[l * beside + j] + c, used);
+                for (int t = 0; t < std::max(Taps, 1); ++t, weights += call_.channels) {
+                    const V weight = load_as<Acc>(weights, used);
+                    for (int i = 0; i < Places; ++i) sum[i] = at::vec::fmadd(pixel[i * Step + t], weight, sum[i]);
+                }
             }
-            for (int i = 0; i < Pixels; ++i) {
+            for (int i = 0; i < Places; ++i) {
                 if (call_.relu) sum[i] = at::vec::maximum(sum[i], V(Acc(0)));
                 store_as<Acc, S>(out[i] + c, sum[i], used);
             }
@@ -203,6 +249,8 @@ class RowWindows {
     }
 
     const RowWindowsCall<S>& call_;
+    int64_t lines_, columns_;  // taps along the first two dimensions, and along the last
+    bool beside_ = true;       // the taps along the last one read neighbours
 };
 
 }  // namespace pykernels

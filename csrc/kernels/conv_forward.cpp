@@ -1,5 +1,6 @@
 // Convolution: patches times weights.
 #include "kernels/conv_weights.h"
+#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -22,6 +23,8 @@ void forward(const ConvForward<S>& call) {
     using Op = ProductOperandOf<S>;
     const ConvShape& s = call.shape;
     if (is_depthwise(s)) return depthwise_forward(call);
+    if constexpr (std::is_same_v<S, float>)
+        if (winograd_forward(call)) return;
     const auto lattice = lattices(s);
     const int64_t outputs = s.groups * s.out_channels;
     if (!s.channels_last) {

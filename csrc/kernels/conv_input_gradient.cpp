@@ -1,6 +1,8 @@
 // The gradient of a convolution's input: for each remainder of the strides, the gradient's patches times the weights of
 // the taps that touch it.
+#include "kernels/conv_turn.h"
 #include "kernels/conv_weights.h"
+#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -41,8 +43,38 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
 }
 
 template <typename S>
+void all_parts(const ConvShape& s, const S* grad, const S* weight, S* grad_input);
+
+// Few channels of the input beside each other would leave most of a vector empty: in planar images, a few at a time.
+constexpr int64_t kFewChannels = 4, kTurnedBytes = 4 << 20;
+
+template <typename S>
+void few_channels(const ConvShape& s, const S* grad, const S* weight, S* grad_input) {
+    const int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels, taps = s.taps();
+    ConvShape planar = s;
+    planar.channels_last = false;
+    const int64_t image = outputs * s.places() * static_cast<int64_t>(sizeof(S));
+    const int64_t together = std::clamp<int64_t>(kTurnedBytes / std::max<int64_t>(image, 1), 1, s.batch);
+    const Buffer<S> grads(together * outputs * s.places()), weights(outputs * s.in_channels * taps);
+    const Buffer<S> input(channels > 1 ? together * channels * s.pixels() : 0);
+    turn_over(weight, outputs, taps, s.in_channels, weights.get());
+    for (int64_t n = 0; n < s.batch; n += planar.batch) {
+        planar.batch = std::min(together, s.batch - n);
+        turn_over(grad + n * outputs * s.places(), planar.batch, s.places(), outputs, grads.get());
+        S* const to = grad_input + n * channels * s.pixels();
+        all_parts<S>(planar, grads, weights, input ? input.get() : to);
+        if (input) turn_over(input.get(), planar.batch, channels, s.pixels(), to);
+    }
+}
+
+template <typename S>
 void all_parts(const ConvShape& s, const S* grad, const S* weight, S* grad_input) {
-    if (is_depthwise(s)) return depthwise_input_gradient(ConvInputGradient<S>{s, grad, weight, grad_input});
+    const ConvInputGradient<S> call{s, grad, weight, grad_input};
+    if (is_depthwise(s)) return depthwise_input_gradient(call);
+    if constexpr (std::is_same_v<S, float>)
+        if (winograd_input_gradient(call)) return;
+    if (s.channels_last && s.in_channels <= kFewChannels && s.out_channels > s.in_channels && s.batch > 0)
+        return few_channels(s, grad, weight, grad_input);
     for (const auto& lattice : all_gradient_lattices(s)) lattice_part(s, lattice, grad, weight, grad_input);
 }
 

@@ -43,6 +43,7 @@ struct Remainders {
 template <typename S, typename Op>
 class PlanarLines {
     using Acc = AccOf<Op>;
+    using V = Vec<Acc>;
     static constexpr int width = kWidth<Acc>, per = Operand<Op>::kPerElement;
 
   public:
@@ -106,23 +107,43 @@ class PlanarLines {
     // Operands of one channel (or pair), and the whole vectors that are read behind them.
     int64_t size() const { return static_cast<int64_t>(lines_.size()) * w_.count() * line_ + width; }
 
+    // To be called when all rows have been asked for: lists what fill() does for each channel.
+    void settle() {
+        const int64_t step = lattice_[2].step, size = lattice_[2].source, begin = low_ + w_.least, end = begin + line_;
+        spans_.clear();
+        for (const int64_t remainder : w_.values) {
+            const int64_t inside = std::clamp<int64_t>(0, begin, end);
+            spans_.push_back({remainder, inside, std::clamp((size - remainder + step - 1) / step, inside, end)});
+        }
+        jobs_.clear();
+        for (int64_t l = 0; l < static_cast<int64_t>(lines_.size()); ++l)
+            if (lines_[l] != kUnread)
+                jobs_.push_back({(l / height_ * w_.count() * height_ + l % height_) * line_, lines_[l]});
+    }
+
     // The lines of channels `first` … of the group at `source`, each size() further; lines outside of the image are
     // zero.
     void fill(const S* source, int64_t first, int64_t last, Op* to) const {
+        const int64_t between = height_ * line_;  // the remainders
+        const int64_t step = lattice_[2].step;
+        const bool simple =
+            per == 1 && mode_ == PaddingMode::Zeros && lattice_[2].between == 1 && step <= 2 && w_.count() == step;
         for (int64_t i = first; i < last; ++i, to += size()) {
             const S* const channel = source + i * per * source_.channel;
             const bool half = per > 1 && i * per + 1 >= channels_;
-            for (size_t l = 0; l < lines_.size(); ++l) {
-                if (lines_[l] == kUnread) continue;
-                if (lines_[l] >= 0 && i + 1 < last) prefetch(channel + per * source_.channel + lines_[l]);
-                const auto block = static_cast<int64_t>(l) / height_, row = static_cast<int64_t>(l) % height_;
-                for (int64_t r = 0; r < w_.count(); ++r) {
-                    Op* const line = to + (block * w_.count() + r) * height_ * line_ + row * line_;
-                    if (lines_[l] == kOutside)
-                        std::fill_n(line, line_, Op{});
-                    else
-                        fill_line(channel + lines_[l], half, w_.values[r], line);
+            for (const auto& [at, from] : jobs_) {
+                if (from == kOutside) {
+                    for (int64_t r = 0; r < w_.count(); ++r) std::fill_n(to + at + r * between, line_, Op{});
+                    continue;
                 }
+                if (i + 1 < last) prefetch(channel + per * source_.channel + from);
+                Op* line = to + at;
+                if constexpr (per == 1)
+                    if (simple) {
+                        copy_zero_padded(channel + from, line, between);
+                        continue;
+                    }
+                for (const Span& span : spans_) fill_line(channel + from, half, span, line), line += between;
             }
         }
     }
@@ -130,6 +151,12 @@ class PlanarLines {
   private:
     struct Part {
         int64_t image, d, h, planes;  // the planes before it
+    };
+    struct Span {
+        int64_t remainder, inside, outside;  // positions of pixels, from … to
+    };
+    struct Job {
+        int64_t to, from;  // of a line, in the first remainder
     };
     static constexpr int64_t kUnread = -2, kOutside = -1;
 
@@ -160,15 +187,15 @@ class PlanarLines {
         for (int64_t at = begin; at < end; at += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(source + at);
     }
 
-    void fill_line(const S* source, bool half, int64_t remainder, Op* to) const {
+    void fill_line(const S* source, bool half, const Span& span, Op* to) const {
         if constexpr (per == 1) {
-            lay_out(source, remainder, to);
+            lay_out(source, span, to);
         } else {
             thread_local std::vector<Acc> lines;
             const int64_t size = (line_ + width - 1) / width * width;
             lines.assign(2 * size, Acc(0));
-            lay_out(source, remainder, lines.data());
-            if (!half) lay_out(source + source_.channel, remainder, lines.data() + size);
+            lay_out(source, span, lines.data());
+            if (!half) lay_out(source + source_.channel, span, lines.data() + size);
             for (int64_t i = 0; i < line_; i += width) {
                 alignas(64) Op pairs[width];
                 store_zipped(Vec<Acc>::loadu(lines.data() + i), Vec<Acc>::loadu(lines.data() + size + i), pairs);
@@ -183,7 +210,8 @@ class PlanarLines {
     }
 
     // Position j is pixel j * step + remainder.
-    void lay_out(const S* source, int64_t remainder, Acc* to) const {
+    void lay_out(const S* source, const Span& span, Acc* to) const {
+        const auto& [remainder, inside, outside] = span;
         const int64_t step = lattice_[2].step, size = lattice_[2].source, between = lattice_[2].between;
         const int64_t begin = low_ + w_.least, end = begin + line_;
         if (between > 1) {
@@ -192,12 +220,10 @@ class PlanarLines {
                 to[i * between - begin] = static_cast<Acc>(source[i]);
             return;
         }
-        const int64_t inside = std::clamp<int64_t>(0, begin, end);
-        const int64_t outside = std::clamp((size - remainder + step - 1) / step, inside, end);
         to -= begin;
         const auto edge = [&](int64_t from, int64_t until) {
             for (int64_t j = from; j < until; ++j) {
-                const int64_t pixel = pixel_at(j * step + remainder, size, mode_);
+                const int64_t pixel = pixel_at(j * step + span.remainder, size, mode_);
                 to[j] = pixel < 0 || pixel >= size ? Acc(0) : static_cast<Acc>(source[pixel]);
             }
         };
@@ -206,18 +232,47 @@ class PlanarLines {
         edge(outside, end);
     }
 
+    // What lay_out does, for zeros and steps of 1 and 2; both remainders at once.
+    void copy_zero_padded(const S* source, Acc* to, int64_t between) const {
+        const int64_t begin = low_ + w_.least, end = begin + line_, step = lattice_[2].step;
+        const auto lanes = [](int64_t count) { return static_cast<int>(std::clamp<int64_t>(count, 0, width)); };
+        const int64_t zeros = std::clamp<int64_t>(0, begin, end), size = lattice_[2].source;
+        for (int64_t r = 0; r < w_.count(); ++r) std::fill_n(to + r * between, zeros - begin, Acc(0));
+        to -= begin;
+        if (step == 1) {
+            for (int64_t j = zeros; j < end; j += width)
+                store_as<Acc, Acc>(to + j, read(source + j, lanes(size - j)), lanes(end - j));
+            return;
+        }
+        Acc* const even = to + (w_.values[0] == 0 ? 0 : between);
+        Acc* const odd = to + (w_.values[0] == 0 ? between : 0);
+        for (int64_t j = zeros; j < end; j += width) {
+            const int64_t i = 2 * j;
+            const auto [first, second] = at::vec::deinterleave2(read(source + i, lanes(size - i)),
+                                                                read(source + i + width, lanes(size - i - width)));
+            store_as<Acc, Acc>(even + j, first, lanes(end - j));
+            store_as<Acc, Acc>(odd + j, second, lanes(end - j));
+        }
+    }
+    // Zeros beyond so many lanes.
+    static V read(const S* from, int lanes) { return lanes > 0 ? load_as<Acc>(from, lanes) : V(Acc(0)); }
+
     // to[i] = from[i * step]; nothing is read from `limit` on.
     static void copy_every(int64_t step, const S* from, const S* limit, int64_t count, Acc* to) {
-        int64_t i = 0;
         if (step == 1)
             return each_vector<Acc>(
-                count, [&](int64_t j, int used) { store_as<Acc, Acc>(to + j, load_as<Acc>(from + j, used), used); });
+                count, [&](int64_t i, int used) { store_as<Acc, Acc>(to + i, load_as<Acc>(from + i, used), used); });
         if (step == 2)
-            for (; i + width <= count && from + 2 * (i + width) <= limit; i += width) {
-                const auto first = load_as<Acc>(from + 2 * i), second = load_as<Acc>(from + 2 * i + width);
-                at::vec::deinterleave2(first, second).first.store(to + i);
-            }
-        for (; i < count; ++i) to[i] = static_cast<Acc>(from[i * step]);
+            return each_vector<Acc>(count, [&](int64_t i, int used) {
+                const S* const second = from + 2 * i + width;
+                const auto lanes = [&](const S* at) {
+                    return static_cast<int>(std::clamp<int64_t>(limit - at, 0, width));
+                };
+                const V high = second < limit ? load_as<Acc>(second, lanes(second)) : V(Acc(0));
+                const V low = load_as<Acc>(from + 2 * i, lanes(from + 2 * i));
+                store_as<Acc, Acc>(to + i, at::vec::deinterleave2(low, high).first, used);
+            });
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Acc>(from[i * step]);
     }
 
     std::array<Lattice, 3> lattice_;
@@ -226,6 +281,8 @@ class PlanarLines {
     int64_t channels_;
     Remainders h_, w_;
     std::vector<Part> parts_;
+    std::vector<Span> spans_;  // of each remainder along the last dimension
+    std::vector<Job> jobs_;
     std::vector<int64_t> lines_, offsets_;  // lines_: where each begins in channel 0, or kUnread, kOutside
     int64_t low_ = 0, high_ = 0, line_ = 0, height_ = 0;
 };

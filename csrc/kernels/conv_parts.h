@@ -33,6 +33,20 @@ void depthwise_input_gradient(const ConvInputGradient<S>& call);  // mode: zeros
 template <typename S>
 void depthwise_weight_gradient(const ConvWeightGradient<S>& call);
 
+// Of so many threads, how many share the rows of a product (or its panels) where the others share its columns: what
+// leaves the busiest one the least to do. `rows` in grains, and `beside` of them take as long as reading a column.
+inline int threads_across(int threads, int64_t columns, int64_t rows, int64_t grain, double beside) {
+    int across = 1;
+    double least = 0;
+    for (int parts = 1; parts <= threads && (parts - 1) * grain < rows; ++parts) {
+        const int64_t along = threads / parts, grains = (rows + grain - 1) / grain;
+        const double each = static_cast<double>((columns + along - 1) / along) *
+                            (static_cast<double>(std::min((grains + parts - 1) / parts * grain, rows)) + beside);
+        if (parts == 1 || each < least) least = each, across = parts;
+    }
+    return across;
+}
+
 // The lattices of the input's gradient: one for each remainder of the strides.
 inline std::vector<std::array<Lattice, 3>> all_gradient_lattices(const ConvShape& s) {
     std::vector<std::array<Lattice, 3>> all;

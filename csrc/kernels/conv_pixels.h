@@ -4,8 +4,6 @@
 // first.
 #pragma once
 
-#include <cstring>
-
 #include "core/product.h"
 #include "core/row_norm.h"
 #include "core/scratch.h"
@@ -57,12 +55,15 @@ class PixelTable {
     void find(const S* source, int64_t begin, int64_t end, const Range& taps, int64_t place_stride, int64_t tap_stride,
               const S** to) {
         const Lattice& lw = lattice_[2];
+        const int64_t first_line = taps.begin / std::max<int64_t>(lw.taps(), 1);
         each_place(source, begin, end, [&](int64_t at, int64_t w) {
             const S** start = to + (at - begin) * place_stride;
+            int64_t tap = taps.begin - first_line * lw.taps();
+            const S* const* line = lines_.data() + first_line;
             for (int64_t t = taps.begin; t < taps.end; ++t, start += tap_stride) {
-                const S* const line = lines_[t / lw.taps()];
-                const int64_t pixel = line ? pixel_at(w * lw.step + lw.offset[t % lw.taps()], lw.source, mode_) : -1;
-                *start = pixel < 0 ? zeros_.get() : line + pixel * all_;
+                const int64_t pixel = *line ? pixel_at(w * lw.step + lw.offset[tap], lw.source, mode_) : -1;
+                *start = pixel < 0 ? zeros_.get() : *line + pixel * all_;
+                if (++tap == lw.taps()) tap = 0, ++line;
             }
         });
     }
@@ -79,6 +80,13 @@ class PixelTable {
             visit(at, w);
         }
     }
+    // Turns lines() to the row of a place.
+    void turn_to(const S* source, int64_t at) {
+        const auto& [ld, lh, lw] = lattice_;
+        const int64_t plane = lh.places * lw.places, all = ld.places * plane;
+        find_lines(source, at / all, at % all / plane, at % plane / lw.places);
+    }
+    const S* zeros() const { return zeros_.get(); }
     // Of each tap along the first two dimensions; null for zeros.
     const std::vector<const S*>& lines() const { return lines_; }
 
@@ -284,14 +292,15 @@ class RowPatches {
     }
 
     // Some rows of the block, from tap `first` on, `taps` of them, times a panel.
-    template <int Rows, int Vectors>
+    template <int Rows, int Vectors, typename End>
     void multiply_rows(int64_t row, int64_t first, int64_t taps, const Op* panel, const AccOf<Op>* start,
-                       int64_t start_stride, AccOf<Op>* out, int64_t stride) const {
+                       int64_t start_stride, const End& end) const {
         if (!in_place_)
-            return multiply<Op, Rows, Vectors>(lines_.template rows<Rows>(row, first * run_depth()), panel,
-                                               taps * run_depth(), start, start_stride, out, stride);
+            return multiply_to<Op, Rows, Vectors>(lines_.template rows<Rows>(row, first * run_depth()),
+                                                  PanelRows<Op>{panel, int64_t(Vectors) * kWidth<AccOf<Op>>},
+                                                  taps * run_depth(), start, start_stride, end);
         const RowRuns<S, Op, Rows> runs{starts_.data() + row * table_.taps() + first, table_.taps(), run_depth()};
-        multiply_runs<Op, Rows, Vectors>(runs, taps, panel, start, start_stride, out, stride);
+        multiply_runs<Op, Rows, Vectors>(runs, taps, panel, start, start_stride, end);
     }
     int64_t taps() const { return table_.taps(); }
     int64_t target(int64_t at) const { return table_.target(at); }

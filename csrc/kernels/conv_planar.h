@@ -35,6 +35,39 @@ struct PlanarCall {
     int64_t extent() const { return lattice[0].extent * lattice[1].extent * lattice[2].extent; }
 };
 
+// Ends a tile: with bias and ReLU to where its vectors belong, row m at out + m * out_stride, or where they belong to
+// several places, or `out` is null, to the sums.
+template <typename Acc, typename Out>
+struct PlanarResults {
+    Acc* sums;
+    int64_t stride;
+    Out* out;
+    int64_t out_stride;
+    const int64_t* whole;  // of each vector
+    const Acc* bias;       // of the rows, or null
+    bool relu;
+
+    template <int Rows, int Vectors, typename Op>
+    [[gnu::always_inline]] void operator()(const Tile<Op, Rows, Vectors>& tile) const {
+        using V = Vec<Acc>;
+        if (!out) return tile.end(sums, stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            const int64_t to = whole[v];
+#pragma GCC unroll 8
+            for (int m = 0; m < Rows; ++m) {
+                if (to < 0) {
+                    tile.sum[m][v].store(sums + m * stride + v * kWidth<Acc>);
+                    continue;
+                }
+                V x = tile.sum[m][v] + V(bias ? bias[m] : Acc(0));
+                if (relu) x = at::vec::maximum(x, V(Acc(0)));
+                store_as<Acc, Out>(out + m * out_stride + to, x);
+            }
+        }
+    }
+};
+
 // A thread's workspace, and what it does with a planned block.
 template <typename Call>
 class PlanarTiles {
@@ -106,21 +139,32 @@ class PlanarTiles {
         RowPointers<Op, Rows> weights;
         for (int m = 0; m < Rows; ++m)
             weights.row[m] = call_.weights + (first + m) * depth + channels.begin * call_.taps();
-        const bool ends = channels.end == call_.pairs();
-        for (int m = 0; ends && m < Rows; ++m) prefetch(panel.runs, out + (row + m) * call_.extent());
-        alignas(64) Acc sum[(Rows * Vectors + 1) * width];
         Acc* const partial = partial_ ? partial_ + (row - rows_.begin) * columns + panel.column : nullptr;
         const Acc* const start = channels.begin ? partial : nullptr;
-        Acc* const to = ends ? sum : partial;
-        const int64_t stride = ends ? Vectors * width : columns;
-        if (plan.flat())
-            multiply_scattered<Op, Rows, Vectors>(weights, ScatteredRows<Op>{lines_ + panel.from, offsets_.data()},
-                                                  deep, start, columns, to, stride);
-        else
-            multiply<Op, Rows, Vectors>(weights, windows_ + ColumnGather<S, Op>::at(p, panel.column, deep), deep, start,
-                                        columns, to, stride);
-        for (int m = 0; ends && m < Rows; ++m)
-            finish(sum + m * Vectors * width, call_.bias ? call_.bias[first + m] : Acc(0), panel.runs,
+        const auto product = [&](const auto& end) {
+            if (plan.flat())
+                multiply_to<Op, Rows, Vectors>(weights, ScatteredRows<Op>{lines_ + panel.from, offsets_.data()}, deep,
+                                               start, columns, end);
+            else
+                multiply_to<Op, Rows, Vectors>(
+                    weights,
+                    PanelRows<Op>{windows_ + ColumnGather<S, Op>::at(p, panel.column, deep), int64_t(Vectors) * width},
+                    deep, start, columns, end);
+        };
+        alignas(64) Acc sum[(Rows * Vectors + 1) * width];
+        PlanarResults<Acc, Out> results{partial, columns, nullptr, 0, nullptr, nullptr, call_.relu};
+        if (channels.end < call_.pairs()) return product(results);
+        results = {sum,
+                   int64_t(Vectors) * width,
+                   out + row * call_.extent(),
+                   call_.extent(),
+                   panel.whole.data(),
+                   call_.bias ? call_.bias + first : nullptr,
+                   call_.relu};
+        for (int m = 0; m < Rows; ++m) prefetch(panel.runs, out + (row + m) * call_.extent());
+        product(results);
+        for (int m = 0; !panel.rest.empty() && m < Rows; ++m)
+            finish(sum + m * Vectors * width, call_.bias ? call_.bias[first + m] : Acc(0), panel.rest,
                    out + (row + m) * call_.extent());
     }
 

@@ -1,6 +1,8 @@
 // The largest of sums with a bias is the largest sum with the bias, and so with ReLU: both come after pooling.
 #include "kernels/conv_pool.h"
 
+#include <limits>
+
 #include "kernels/conv_weights.h"
 #include "kernels/pool_plane.h"
 
@@ -20,7 +22,8 @@ class ConvolvedImages {
         : call_(call),
           s_(call.conv.shape),
           weights_(
-              WeightRows<Op, S>::channels(call.conv.weight, s_.groups * s_.out_channels, s_.in_channels, s_.taps())) {}
+              WeightRows<Op, S>::channels(call.conv.weight, s_.groups * s_.out_channels, s_.in_channels, s_.taps())),
+          empty_(empty_windows()) {}
 
     void run() const {
         const double work = static_cast<double>(s_.batch * s_.places()) * s_.groups * s_.out_channels *
@@ -83,11 +86,28 @@ class ConvolvedImages {
         each_vector<Acc>(size, [&](int64_t i, int used) {
             store_as<Acc, S>(out + i, at::vec::maximum(load_as<Acc>(pooled + i, used) + bias, zero), used);
         });
+        // there was nothing for ReLU in windows of nothing but padding
+        for (const int64_t i : empty_) out[i] = static_cast<S>(-std::numeric_limits<Acc>::infinity());
+    }
+
+    // Windows that hold no place of the convolution.
+    std::vector<int64_t> empty_windows() const {
+        std::vector<int64_t> empty;
+        for (int64_t h = 0; h < call_.rows.out; ++h)
+            for (int64_t w = 0; w < call_.columns.out; ++w)
+                if (!holds_any(call_.rows, h) || !holds_any(call_.columns, w))
+                    empty.push_back(h * call_.columns.out + w);
+        return empty;
+    }
+    static bool holds_any(const PoolDimension& d, int64_t window) {
+        const auto taps = d.taps(window);
+        return taps.begin < taps.end;
     }
 
     const ConvPool<S>& call_;
     const ConvShape& s_;
     WeightRows<Op, S> weights_;
+    std::vector<int64_t> empty_;
 };
 
 }  // namespace

@@ -31,12 +31,37 @@ struct RowsCall {
     int64_t pixels() const { return lattice[0].source * lattice[1].source * lattice[2].source; }
 };
 
+// Ends a tile: bias, ReLU, and row m to out[m], of which `used` columns are there.
+template <typename Acc, typename S>
+struct RowResults {
+    S* const* out;
+    const Acc* bias;  // of the columns, or null
+    bool relu;
+    int used;
+
+    template <int Rows, int Vectors, typename Op>
+    [[gnu::always_inline]] void operator()(const Tile<Op, Rows, Vectors>& tile) const {
+        using V = Vec<Acc>;
+        constexpr int width = kWidth<Acc>;
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            const int lanes = std::min(used - v * width, width);
+            const V shift = bias ? load_as<Acc>(bias + v * width, lanes) : V(Acc(0));
+#pragma GCC unroll 8
+            for (int m = 0; m < Rows; ++m) {
+                V x = tile.sum[m][v] + shift;
+                if (relu) x = at::vec::maximum(x, V(Acc(0)));
+                store_as<Acc, S>(out[m] + v * width, x, lanes);
+            }
+        }
+    }
+};
+
 template <typename Call>
 class RowsProduct {
     using S = typename Call::S;
     using Op = typename Call::Op;
     using Acc = typename Call::Acc;
-    using V = Vec<Acc>;
     static constexpr int width = kWidth<Acc>;
     static constexpr int64_t kDeepest = 2560;       // so much of a panel passes the rows before the rest of it does
     static constexpr double kGatherVectors = 0.25;  // vectors of columns whose products take as long as the gathering
@@ -115,24 +140,17 @@ class RowsProduct {
                         out[m] = call_.out + patches.target(at + row + m) * call_.groups * call_.columns + first;
                         for (int v = 0; v < Vectors; ++v) __builtin_prefetch(out[m] + v * width, 1);
                     }
-                    alignas(64) Acc sum[Rows * columns];
                     Acc* const part = partial ? partial + row * columns : nullptr;
-                    patches.template multiply_rows<Rows, Vectors>(row, tap, taps, part_of_panel, tap ? part : nullptr,
-                                                                  columns, last ? sum : part, columns);
-                    if (!last) return;
-                    for (int m = 0; m < Rows; ++m)
-                        finish(sum + m * columns, first, std::min(columns, call_.columns - panels_.column(p)), out[m]);
+                    if (!last)
+                        return patches.template multiply_rows<Rows, Vectors>(row, tap, taps, part_of_panel,
+                                                                             tap ? part : nullptr, columns,
+                                                                             StoreSums<Acc>{part, columns});
+                    const int used = static_cast<int>(std::min(columns, call_.columns - panels_.column(p)));
+                    patches.template multiply_rows<Rows, Vectors>(
+                        row, tap, taps, part_of_panel, tap ? part : nullptr, columns,
+                        RowResults<Acc, S>{out, call_.bias ? call_.bias + first : nullptr, call_.relu, used});
                 });
             }
-        });
-    }
-
-    void finish(const Acc* sum, int64_t column, int64_t count, S* to) const {
-        each_vector<Acc>(count, [&](int64_t i, int used) {
-            V x = V::loadu(sum + i);
-            if (call_.bias) x = x + load_as<Acc>(call_.bias + column + i, used);
-            if (call_.relu) x = at::vec::maximum(x, V(Acc(0)));
-            store_as<Acc, S>(to + i, x, used);
         });
     }
 

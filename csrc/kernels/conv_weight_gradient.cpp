@@ -1,7 +1,9 @@
 // The gradient of a convolution's weights: what each tap read, times the gradient of where it went, summed over all
 // places. Sums are laid out [channel and tap][output channel]; the places of a few parts are summed apart, in an order
 // that depends on the shape alone, and put together at the end.
+#include "kernels/conv_turn.h"
 #include "kernels/conv_weights.h"
+#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -113,7 +115,7 @@ class PlanarSource {
                           lines_ + (row + m) / s_.taps() * lines.size() + lines.offsets()[(row + m) % s_.taps()];
                   runs.segments = segments.data();
                   multiply_runs<Acc, Rows, Vectors>(runs, static_cast<int64_t>(segments.size()), panel, sum, stride,
-                                                    sum, stride);
+                                                    StoreSums<Acc>{sum, stride});
               });
     }
 
@@ -297,14 +299,32 @@ class WeightGradient {
     Buffer<Acc> sums_, bias_;
 };
 
+// With so few channels beside each other that a tap's rows fill no tile: from planar images, a few at a time.
+template <typename S>
+void few_channels(const ConvWeightGradient<S>& call) {
+    using Acc = Accumulator<S>;
+    const ConvShape& s = call.shape;
+    const int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
+    if (channels == 1) return WeightGradient<S, PlanarSource<Acc, S>>(call).run();  // that is planar
+    const Buffer<S> planar(s.batch * channels * s.pixels()), weights(outputs * s.in_channels * s.taps());
+    turn_over(call.input, s.batch, s.pixels(), channels, planar.get());
+    const ConvWeightGradient<S> turned{s, planar, call.grad, weights, call.grad_bias};
+    WeightGradient<S, PlanarSource<Acc, S>>(turned).run();
+    turn_over(weights.get(), outputs, s.in_channels, s.taps(), call.grad_weight);
+}
+
 template <typename S>
 void weight_gradient(const ConvWeightGradient<S>& call) {
     using Acc = Accumulator<S>;
     if (is_depthwise(call.shape)) return depthwise_weight_gradient(call);
-    if (call.shape.channels_last)
-        WeightGradient<S, RowsSource<Acc, S>>(call).run();
-    else
+    if constexpr (std::is_same_v<S, float>)
+        if (winograd_weight_gradient(call)) return;
+    if (!call.shape.channels_last)
         WeightGradient<S, PlanarSource<Acc, S>>(call).run();
+    else if (call.shape.in_channels < kTileRows)
+        few_channels(call);
+    else
+        WeightGradient<S, RowsSource<Acc, S>>(call).run();
 }
 
 }  // namespace
