@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import ours
+from bench import child, ours
 from bench.layers import backward_of, check_same
 from bench.limits import Work
+from bench.pairs import fastest
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ STRONG = [
     Shape(8, 256, 28, 256, 3, stride=2, depthwise=True),
 ]
 FIRST = [Shape(32, 1, 28, 32, 3), Shape(8, 3, 224, 64, 7, stride=2), Shape(16, 1, 28, 16, 5, padded=False)]
+LENET = [
+    (Shape(64, 1, 28, 6, 5), "LeNet, first layer"),
+    (Shape(64, 6, 14, 16, 5, padded=False), "LeNet, second layer"),
+    (Shape(1, 1, 28, 6, 5), "LeNet, first layer"),
+    (Shape(1, 6, 14, 16, 5, padded=False), "LeNet, second layer"),
+]
+AVX2 = [Shape(2, 64, 28, 64, 3), Shape(2, 256, 14, 256, 1)]
 LOW = [STRONG[0], STRONG[1], STRONG[3], STRONG[5], STRONG[8]]
 WHY = {
     "conv-inference": "patches are laid down for the product, which takes the time of a part of it; depthwise and "
@@ -75,6 +83,8 @@ WHY = {
     "conv-first-training": "the same, and the weights' gradient is a product with few columns",
     "conv-bf16": "patches are laid down in pairs of bf16",
     "conv-bf16-training": "the same for gradients",
+    "conv-bf16-avx2": "products in float32: the processor has none in bf16",
+    "conv-pool": "what the convolution gives stays in the first-level cache",
 }
 
 
@@ -178,3 +188,34 @@ def test_conv_bf16(shape, channels_last, compare):
 @over(LOW)
 def test_conv_bf16_training(shape, channels_last, compare):
     training(compare, "conv-bf16-training", shape, channels_last, torch.bfloat16, target=None)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "last"])
+@pytest.mark.parametrize("shape", AVX2, ids=["three", "one"])
+def test_conv_bf16_avx2(shape, channels_last, compare, keep, request):
+    """As on a processor that has no more than AVX2, for which a process of its own is told so."""
+    if ours.isa() == "avx2":
+        inference(compare, "conv-bf16-avx2", shape, channels_last, torch.bfloat16, target=5.0)
+    else:
+        for row in child.rows_with_avx2(request):
+            keep(row, [row["ours_ms"] / 1e3])
+
+
+@pytest.mark.parametrize(("shape", "name"), LENET, ids=["first", "second", "first-alone", "second-alone"])
+def test_conv_pool(shape, name, compare, plan):
+    image, weight, bias = shape.tensors(False)
+    options = shape.options
+    mine = ours.library().functional.conv2d_relu_max_pool2d
+
+    def theirs() -> Tensor:
+        return F.max_pool2d(F.relu(F.conv2d(image, weight, bias, **options)), 2)
+
+    compiled = torch.compile(theirs, dynamic=False)
+    ways = {"compiled": compiled, "eager": theirs}
+    works = {"ours": lambda: mine(image, weight, bias, **options, pool_kernel_size=2)}
+    with torch.inference_mode():
+        works["torch.compile"] = ways[fastest(ways, plan)]
+        out = works["ours"]()
+        check_same(out, works["torch.compile"](), 1e-4)
+    work = Work(8.0 * out.numel() * weight[0].numel(), image.nbytes + weight.nbytes + out.nbytes)
+    compare("conv-pool", f"N{shape.batch} {name}", works, grad=False, work=work, why=WHY, target=1.3)

@@ -80,6 +80,8 @@ SECTIONS = {
         ),
         Section("conv-bf16", "Convolution in bf16, inference", "torch in the same layout"),
         Section("conv-bf16-training", "Convolution in bf16, forward and backward", "torch in the same layout"),
+        Section("conv-bf16-avx2", "Convolution in bf16 with AVX2 only, inference", "torch in the same layout"),
+        Section("conv-pool", "Convolution, ReLU and max-pooling, inference", "the same under torch.compile"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),

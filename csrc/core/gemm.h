@@ -16,9 +16,6 @@
 
 namespace pykernels {
 
-template <typename Op>
-using AccOf = typename Operand<Op>::Acc;
-
 // Rows of A anywhere in memory, k contiguous.
 template <typename Op, int Rows>
 struct RowPointers {

@@ -7,21 +7,6 @@
 
 namespace pykernels {
 
-// Calls visit(i, lanes) for every vector of a row.
-template <typename T, typename Visit>
-[[gnu::always_inline]] inline void each_vector(int64_t count, const Visit& visit) {
-    constexpr int width = kWidth<T>;
-    const int64_t whole = count / width * width;
-    for (int64_t i = 0; i < whole; i += width) visit(i, width);
-    if (whole < count) visit(whole, static_cast<int>(count - whole));
-}
-
-// Lanes at and beyond `used` are zero.
-template <typename T>
-inline Vec<T> first_lanes(const Vec<T>& value, int used) {
-    return used == kWidth<T> ? value : Vec<T>::set(Vec<T>(T(0)), value, used);
-}
-
 template <typename T>
 struct RowStats {
     T mean, scale;  // 1 / sqrt(variance + epsilon)

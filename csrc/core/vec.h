@@ -52,6 +52,48 @@ inline void store_as(S* p, const Vec<Acc>& value, int count = kWidth<Acc>) {
     }
 }
 
+// Calls visit(i, lanes) for every vector of `count` values.
+template <typename T, typename Visit>
+[[gnu::always_inline]] inline void each_vector(int64_t count, const Visit& visit) {
+    constexpr int width = kWidth<T>;
+    const int64_t whole = count / width * width;
+    for (int64_t i = 0; i < whole; i += width) visit(i, width);
+    if (whole < count) visit(whole, static_cast<int>(count - whole));
+}
+
+// Lanes at and beyond `used` are zero.
+template <typename T>
+inline Vec<T> first_lanes(const Vec<T>& value, int used) {
+    return used == kWidth<T> ? value : Vec<T>::set(Vec<T>(T(0)), value, used);
+}
+
+// x moved on by a lane, behind the last lane of `before`.
+template <typename T>
+inline Vec<T> shift_in(const Vec<T>& before, const Vec<T>& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<T, float>)
+        return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), _mm512_castps_si512(before), 15));
+    else
+        return _mm512_castsi512_pd(_mm512_alignr_epi64(_mm512_castpd_si512(x), _mm512_castpd_si512(before), 7));
+#elif defined(CPU_CAPABILITY_AVX2)
+    if constexpr (std::is_same_v<T, float>) {
+        const __m256i high = _mm256_castps_si256(x);
+        const __m256i middle = _mm256_permute2x128_si256(_mm256_castps_si256(before), high, 0x21);
+        return _mm256_castsi256_ps(_mm256_alignr_epi8(high, middle, 12));
+    } else {
+        const __m256i high = _mm256_castpd_si256(x);
+        const __m256i middle = _mm256_permute2x128_si256(_mm256_castpd_si256(before), high, 0x21);
+        return _mm256_castsi256_pd(_mm256_alignr_epi8(high, middle, 8));
+    }
+#else
+    constexpr int width = kWidth<T>;
+    T lanes[2 * width];
+    before.store(lanes);
+    x.store(lanes + width);
+    return Vec<T>::loadu(lanes + width - 1);
+#endif
+}
+
 // The value as it would be read back from storage type S.
 template <typename S, typename Acc>
 inline Vec<Acc> round_to(const Vec<Acc>& value) {
@@ -141,6 +183,9 @@ inline void store_zipped(const Vec<float>& even, const Vec<float>& odd, Bf16Pair
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), both));
 }
 #endif
+
+template <typename Op>
+using AccOf = typename Operand<Op>::Acc;
 
 // Rows of the register tile: with four vectors a row, as many as the registers hold beside the operands.
 #if defined(CPU_CAPABILITY_AVX512)

@@ -1,5 +1,6 @@
 // Depthwise convolution: forward and both gradients.
 #include "kernels/conv_depthwise.h"
+#include "kernels/conv_depthwise3.h"
 
 #include "kernels/conv_parts.h"
 #include "kernels/conv_weights.h"
@@ -18,6 +19,10 @@ Buffer<Sums<S>> turned(const S* weight, int64_t channels, int64_t taps, const st
         for (int64_t c = 0; c < channels; ++c)
             to[static_cast<int64_t>(t) * channels + c] = static_cast<Sums<S>>(weight[c * taps + order[t]]);
     return to;
+}
+
+Planes3 planes3(const ConvShape& s) {
+    return {s.batch * s.groups, s.groups, s.dim[1].input, s.dim[2].input, s.dim[1].output, s.dim[2].output};
 }
 
 // Gradients of the weights of planar images: every output channel's own sums, image by image.
@@ -59,6 +64,7 @@ class PlanarWeightSums {
 
   private:
     void part(const Range& own, int64_t parts, int64_t values, Acc* sums) const {
+        if (is_depthwise3(s_)) return part3(own, parts, values, sums);
         RowBlocks<S> block(lattice_, s_.mode, s_.pixels(), 1);
         const Buffer<Acc> lanes(s_.out_channels * values * width);
         Buffer<Acc> lines;
@@ -83,6 +89,28 @@ class PlanarWeightSums {
                 Acc* const to = sums + (unit % parts * s_.groups + group) * s_.out_channels * values;
                 for (int64_t i = 0; i < s_.out_channels * values; ++i)
                     to[i] += sum_of_lanes(V::loadu(lanes + i * width));
+            }
+        }
+    }
+
+    // The same for kernels that need no lines.
+    void part3(const Range& own, int64_t parts, int64_t values, Acc* sums) const {
+        const Planes3 planes = planes3(s_);
+        const Buffer<Acc> lanes(values * width);
+        const auto add =
+            s_.dim[1].stride == 1 ? Depthwise3<S>::template weight_sums<1> : Depthwise3<S>::template weight_sums<2>;
+        for (int64_t unit = own.begin; unit < own.end; ++unit) {
+            const int64_t group = unit / parts;
+            const Range images = share(s_.batch, unit % parts, parts);
+            for (int64_t j = 0; j < s_.out_channels; ++j) {
+                std::fill_n(lanes.get(), values * width, Acc(0));
+                for (int64_t n = images.begin; n < images.end; ++n) {
+                    const int64_t plane = n * s_.groups + group;
+                    add(planes, call_.input + plane * s_.pixels(),
+                        call_.grad + (plane * s_.out_channels + j) * s_.places(), lanes);
+                }
+                Acc* const to = sums + ((unit % parts * s_.groups + group) * s_.out_channels + j) * values;
+                for (int64_t i = 0; i < values; ++i) to[i] = sum_of_lanes(V::loadu(lanes + i * width));
             }
         }
     }
@@ -236,6 +264,11 @@ void depthwise_forward(const ConvForward<S>& call) {
         return RowWindows<S>(windows).run();
     }
     const auto weights = WeightRows<Sums<S>, S>::taps(call.weight, s.groups * s.out_channels, s.taps(), 1);
+    if (is_depthwise3(s)) {
+        const auto forward =
+            s.dim[1].stride == 1 ? Depthwise3<S>::template forward<1> : Depthwise3<S>::template forward<2>;
+        return forward(planes3(s), s.out_channels, call.input, weights.data(), call.bias, call.relu, call.out);
+    }
     const PlanarWindowsCall<S> windows{lattice,    s.mode,         s.batch,   s.groups,  1,       s.out_channels,
                                        call.input, weights.data(), call.bias, call.relu, call.out};
     PlanarWindows<S>(windows).run();
@@ -252,6 +285,19 @@ void depthwise_input_gradient(const ConvInputGradient<S>& call) {
             RowWindows<S>(windows).run();
         }
         return;
+    }
+    if (is_depthwise3(s) && s.out_channels == 1) {
+        if (s.dim[1].stride == 2) {
+            const auto weights = WeightRows<Sums<S>, S>::taps(call.weight, s.groups, s.taps(), 1);
+            return Depthwise3<S>::backward2(planes3(s), call.grad, weights.data(), call.grad_input);
+        }
+        // a forward with the weights from behind
+        Buffer<Sums<S>> weights(s.groups * s.taps());
+        for (int64_t i = 0; i < s.groups * s.taps(); ++i)
+            weights[i] = static_cast<Sums<S>>(call.weight[i / 9 * 9 + 8 - i % 9]);
+        const Planes3 p = planes3(s);
+        return Depthwise3<S>::template forward<1>({p.planes, p.channels, p.places_h, p.places_w, p.height, p.width}, 1,
+                                                  call.grad, weights, nullptr, false, call.grad_input);
     }
     const std::array<Lattice, 3> lattice{whole_gradient_lattice(s.dim[0]), whole_gradient_lattice(s.dim[1]),
                                          whole_gradient_lattice(s.dim[2])};

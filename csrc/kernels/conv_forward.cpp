@@ -1,6 +1,7 @@
 // Convolution: patches times weights.
+#include "kernels/conv_planar.h"
+#include "kernels/conv_rows.h"
 #include "kernels/conv_weights.h"
-#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -31,7 +32,7 @@ void forward(const ConvForward<S>& call) {
         const auto weights = WeightRows<Op, S>::channels(call.weight, outputs, s.in_channels, s.taps());
         const PlanarCall<S, Op> product{lattice,    s.mode,         s.batch,   s.groups,  s.in_channels, s.out_channels,
                                         call.input, weights.data(), call.bias, call.relu, call.out};
-        return PlanarProduct(product).run();
+        return planar_product(product);
     }
     const auto weights = WeightRows<Op, S>::taps(call.weight, outputs, s.taps(), s.in_channels);
     const int64_t depth = s.taps() * ((s.in_channels + Operand<Op>::kPerElement - 1) / Operand<Op>::kPerElement);
@@ -40,7 +41,7 @@ void forward(const ConvForward<S>& call) {
     };
     const RowsCall<S, Op> product{lattice,    s.mode, s.batch,   s.groups,  s.in_channels, s.out_channels,
                                   call.input, pack,   call.bias, call.relu, call.out};
-    RowsProduct(product).run();
+    rows_product(product);
 }
 
 }  // namespace

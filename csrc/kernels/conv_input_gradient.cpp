@@ -1,8 +1,9 @@
 // The gradient of a convolution's input: for each remainder of the strides, the gradient's patches times the weights of
 // the taps that touch it.
+#include "kernels/conv_planar.h"
+#include "kernels/conv_rows.h"
 #include "kernels/conv_turn.h"
 #include "kernels/conv_weights.h"
-#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -28,7 +29,7 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
         const PlanarCall<S, Op> product{
             lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, rows, nullptr,
             false,   grad_input};
-        return PlanarProduct(product).run();
+        return planar_product(product);
     }
     const auto pack = [&](int64_t group, int64_t column, int64_t used, int64_t padded, Op* panel) {
         const auto row = [&](int64_t tap, int64_t k) {
@@ -39,7 +40,7 @@ void lattice_part(const ConvShape& s, const std::array<Lattice, 3>& lattice, con
     const RowsCall<S, Op> product{
         lattice, PaddingMode::Zeros, s.batch, s.groups, s.out_channels, s.in_channels, grad, pack, nullptr,
         false,   grad_input};
-    RowsProduct(product).run();
+    rows_product(product);
 }
 
 template <typename S>

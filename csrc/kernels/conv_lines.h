@@ -10,14 +10,13 @@
 #include <array>
 
 #include "core/gemm.h"
-#include "core/row_norm.h"
 #include "kernels/conv_lattice.h"
 
 namespace pykernels {
 
 // Strides in elements.
 struct PlanarStrides {
-    int64_t image, channel;
+    int64_t image, channel, pixel = 1;
 };
 
 // Positions of one dimension with the same remainder of the step: tap t reads position shift[t] + place of one of them.
@@ -126,8 +125,8 @@ class PlanarLines {
     void fill(const S* source, int64_t first, int64_t last, Op* to) const {
         const int64_t between = height_ * line_;  // the remainders
         const int64_t step = lattice_[2].step;
-        const bool simple =
-            per == 1 && mode_ == PaddingMode::Zeros && lattice_[2].between == 1 && step <= 2 && w_.count() == step;
+        const bool simple = per == 1 && mode_ == PaddingMode::Zeros && lattice_[2].between == 1 && step <= 2 &&
+                            w_.count() == step && source_.pixel == 1;
         for (int64_t i = first; i < last; ++i, to += size()) {
             const S* const channel = source + i * per * source_.channel;
             const bool half = per > 1 && i * per + 1 >= channels_;
@@ -136,7 +135,6 @@ class PlanarLines {
                     for (int64_t r = 0; r < w_.count(); ++r) std::fill_n(to + at + r * between, line_, Op{});
                     continue;
                 }
-                if (i + 1 < last) prefetch(channel + per * source_.channel + from);
                 Op* line = to + at;
                 if constexpr (per == 1)
                     if (simple) {
@@ -146,6 +144,12 @@ class PlanarLines {
                 for (const Span& span : spans_) fill_line(channel + from, half, span, line), line += between;
             }
         }
+    }
+
+    // What fill() reads of a channel, line by line: ask() has the memory bring line `i` of jobs().
+    int64_t jobs() const { return static_cast<int64_t>(jobs_.size()); }
+    void ask(const S* source, int64_t channel, int64_t i) const {
+        if (jobs_[i].from != kOutside) prefetch(source + channel * per * source_.channel + jobs_[i].from);
     }
 
   private:
@@ -175,8 +179,9 @@ class PlanarLines {
                 auto& found = lines_[((plane + from_d - ld.offset[0]) * h_.count() + h_.of[t]) * height_ + line];
                 if (found != kUnread) continue;
                 const int64_t at_d = pixel(ld, d * ld.step + from_d), at_h = pixel(lh, h * lh.step + lh.offset[t]);
-                found = at_d < 0 || at_h < 0 ? kOutside
-                                             : part.image * source_.image + (at_d * lh.source + at_h) * lw.source;
+                found = at_d < 0 || at_h < 0
+                            ? kOutside
+                            : part.image * source_.image + (at_d * lh.source + at_h) * lw.source * source_.pixel;
             }
     }
 
@@ -184,7 +189,8 @@ class PlanarLines {
     void prefetch(const S* source) const {
         const int64_t step = lattice_[2].step, begin = std::max<int64_t>((low_ + w_.least) * step, 0);
         const int64_t end = std::min((low_ + w_.least + line_) * step, lattice_[2].source);
-        for (int64_t at = begin; at < end; at += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(source + at);
+        for (int64_t at = begin * source_.pixel; at < end * source_.pixel; at += 64 / static_cast<int64_t>(sizeof(S)))
+            __builtin_prefetch(source + at);
     }
 
     void fill_line(const S* source, bool half, const Span& span, Op* to) const {
@@ -217,18 +223,20 @@ class PlanarLines {
         if (between > 1) {
             std::fill_n(to, line_, Acc(0));
             for (int64_t i = std::max<int64_t>((begin + between - 1) / between, 0); i < size && i * between < end; ++i)
-                to[i * between - begin] = static_cast<Acc>(source[i]);
+                to[i * between - begin] = static_cast<Acc>(source[i * source_.pixel]);
             return;
         }
         to -= begin;
         const auto edge = [&](int64_t from, int64_t until) {
             for (int64_t j = from; j < until; ++j) {
                 const int64_t pixel = pixel_at(j * step + span.remainder, size, mode_);
-                to[j] = pixel < 0 || pixel >= size ? Acc(0) : static_cast<Acc>(source[pixel]);
+                to[j] = pixel < 0 || pixel >= size ? Acc(0) : static_cast<Acc>(source[pixel * source_.pixel]);
             }
         };
         edge(begin, inside);
-        copy_every(step, source + inside * step + remainder, source + size, outside - inside, to + inside);
+        const int64_t apart = source_.pixel;
+        copy_every(step * apart, source + (inside * step + remainder) * apart, source + (size - 1) * apart + 1,
+                   outside - inside, to + inside);
         edge(outside, end);
     }
 
@@ -237,8 +245,9 @@ class PlanarLines {
         const int64_t begin = low_ + w_.least, end = begin + line_, step = lattice_[2].step;
         const auto lanes = [](int64_t count) { return static_cast<int>(std::clamp<int64_t>(count, 0, width)); };
         const int64_t zeros = std::clamp<int64_t>(0, begin, end), size = lattice_[2].source;
-        for (int64_t r = 0; r < w_.count(); ++r) std::fill_n(to + r * between, zeros - begin, Acc(0));
         to -= begin;
+        for (int64_t r = 0; r < w_.count(); ++r)
+            for (int64_t j = begin; j < zeros; ++j) to[r * between + j] = Acc(0);
         if (step == 1) {
             for (int64_t j = zeros; j < end; j += width)
                 store_as<Acc, Acc>(to + j, read(source + j, lanes(size - j)), lanes(end - j));

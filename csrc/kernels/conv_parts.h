@@ -20,6 +20,10 @@ struct ProductOperand<c10::BFloat16> {
 template <typename S>
 using ProductOperandOf = typename ProductOperand<S>::type;
 
+// What operands are made of: themselves, or the two halves of a pair.
+template <typename Op>
+using RowElement = std::conditional_t<Operand<Op>::kPerElement == 1, Op, c10::BFloat16>;
+
 inline constexpr double kConvGrain = 1 << 17;   // multiply-adds that are worth a thread
 inline constexpr int64_t kDepthwiseParts = 16;  // sums over places are cut into at most so many parts
 
@@ -32,6 +36,12 @@ template <typename S>
 void depthwise_input_gradient(const ConvInputGradient<S>& call);  // mode: zeros
 template <typename S>
 void depthwise_weight_gradient(const ConvWeightGradient<S>& call);
+
+// Minimal filtering (conv_winograd.h). False where it does not pay, or where a result is not finite: then nothing of it
+// is to be used.
+bool winograd_forward(const ConvForward<float>& call);
+bool winograd_input_gradient(const ConvInputGradient<float>& call);
+bool winograd_weight_gradient(const ConvWeightGradient<float>& call);
 
 // Of so many threads, how many share the rows of a product (or its panels) where the others share its columns: what
 // leaves the busiest one the least to do. `rows` in grains, and `beside` of them take as long as reading a column.

@@ -5,15 +5,10 @@
 #pragma once
 
 #include "core/product.h"
-#include "core/row_norm.h"
 #include "core/scratch.h"
-#include "kernels/conv_lattice.h"
+#include "kernels/conv_parts.h"
 
 namespace pykernels {
-
-// What a row of patches is made of: the operands of the product core, or the two halves of a pair.
-template <typename Op>
-using RowElement = std::conditional_t<Operand<Op>::kPerElement == 1, Op, c10::BFloat16>;
 
 // Copies a run, converted; writes whole vectors, so up to one less than a vector too much. Nothing is read from `limit`
 // on.

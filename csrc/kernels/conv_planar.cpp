@@ -1,10 +1,75 @@
-#include "kernels/conv_planar.h"
+// Blocks of places are shared out among the threads.
+#include "kernels/conv_planar_tiles.h"
 
 namespace pykernels {
+namespace {
 
-PYKERNELS_PLANAR(, float)
-PYKERNELS_PLANAR(, double)
-PYKERNELS_PLANAR(, c10::BFloat16)
-PYKERNELS_PLANAR(, c10::Half)
+template <typename Call>
+class PlanarProduct {
+    using Op = typename Call::Op;
+    using Plan = ColumnPlan<typename Call::S, Op>;
+
+  public:
+    explicit PlanarProduct(const Call& call) : call_(call), plan_(plan_for(call)) {}
+
+    void run() const {
+        const int64_t columns = call_.batch * call_.places();
+        if (columns == 0 || call_.rows == 0) return;
+        const double depth = static_cast<double>(call_.channels * call_.taps() + 4);
+        parallel_region(threads_for(static_cast<double>(columns) * call_.groups * call_.rows * depth, kConvGrain),
+                        [&](const Team& team) { part(team); });
+    }
+
+  private:
+    // A thread's part: some vectors of columns of some groups, and some rows. Threads are side by side along the
+    // columns, and along the rows where there are few columns.
+    void part(const Team& team) const {
+        const int64_t vectors = plan_.vectors();
+        const int across = threads_across(team.size, vectors * call_.groups, call_.rows, kTileRows, Plan::kGatherRows);
+        const int along = team.size / across;
+        if (team.rank >= along * across) return;
+        const Range mine = share(vectors * call_.groups, team.rank / across, along);
+        const Range rows = share(call_.rows, team.rank % across, across, kTileRows);
+        if (mine.size() <= 0 || rows.size() <= 0) return;
+        int64_t most = 0;  // vectors of a block
+        // one block ahead
+        struct Block {
+            Plan plan;
+            int64_t group, end;
+        };
+        Block blocks[2] = {{plan_, 0, 0}, {plan_, 0, 0}};
+        const auto source = [&](const Block& b) { return call_.source + b.group * call_.channels * call_.pixels(); };
+        const auto choose = [&](int64_t at, Block& b) {
+            b.group = at / vectors;
+            const int64_t first = b.group * vectors, last = std::min(mine.end - first, vectors);
+            const int64_t next = b.plan.block_end(at - first, last, most);
+            b.plan.plan(at - first, next, kTileVectors);
+            b.end = first + next;
+        };
+        PlanarTiles<Call> tiles(call_, plan_, rows);
+        most = tiles.most();
+        choose(mine.begin, blocks[0]);
+        for (int i = 0;; i = 1 - i) {
+            Block &block = blocks[i], &after = blocks[1 - i];
+            const bool more = block.end < mine.end;
+            if (more) choose(block.end, after);
+            tiles.block(block.plan, block.group, source(block), call_.out + block.group * call_.rows * call_.extent(),
+                        more ? &after.plan : nullptr, more ? source(after) : nullptr);
+            if (!more) return;
+        }
+    }
+
+    const Call& call_;
+    Plan plan_;
+};
+
+}  // namespace
+
+void planar_product(const PlanarCall<float, ProductOperandOf<float>>& call) { PlanarProduct(call).run(); }
+void planar_product(const PlanarCall<double, ProductOperandOf<double>>& call) { PlanarProduct(call).run(); }
+void planar_product(const PlanarCall<c10::BFloat16, ProductOperandOf<c10::BFloat16>>& call) {
+    PlanarProduct(call).run();
+}
+void planar_product(const PlanarCall<c10::Half, ProductOperandOf<c10::Half>>& call) { PlanarProduct(call).run(); }
 
 }  // namespace pykernels

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "kernels/conv_planar_tiles.h"
 #include "kernels/conv_weights.h"
 #include "kernels/pool_plane.h"
 
@@ -55,7 +56,7 @@ class ConvolvedImages {
                            false,
                            sums.get()};
         // an image's blocks are planned once for all images
-        const Plan whole = PlanarProduct<Call>::plan_for(product);
+        const Plan whole = plan_for(product);
         PlanarTiles<Call> tiles(product, whole, rows);
         std::vector<Plan> blocks;
         for (int64_t at = 0; at < whole.vectors();) {

@@ -1,9 +1,10 @@
 // The gradient of a convolution's weights: what each tap read, times the gradient of where it went, summed over all
 // places. Sums are laid out [channel and tap][output channel]; the places of a few parts are summed apart, in an order
 // that depends on the shape alone, and put together at the end.
+#include "kernels/conv_columns.h"
+#include "kernels/conv_pixels.h"
 #include "kernels/conv_turn.h"
 #include "kernels/conv_weights.h"
-#include "kernels/conv_winograd.h"
 
 namespace pykernels {
 namespace {
@@ -83,15 +84,16 @@ struct WindowRuns {
     }
 };
 
-// What the taps of some channels read: windows of the lines of planar images.
+// What the taps of some channels read: windows of lines, each of one channel.
 template <typename Acc, typename S>
 class PlanarSource {
   public:
     PlanarSource(const ConvShape& s, const S* input, const std::array<Lattice, 3>& lattice, int64_t)
         : s_(s),
           input_(input),
-          plan_({lattice, s.mode, {s.groups * s.in_channels * s.pixels(), s.pixels()}, s.in_channels}, s.batch, 0,
-                false) {}
+          strides_(s.channels_last ? PlanarStrides{s.groups * s.in_channels * s.pixels(), 1, s.groups * s.in_channels}
+                                   : PlanarStrides{s.groups * s.in_channels * s.pixels(), s.pixels()}),
+          plan_({lattice, s.mode, strides_, s.in_channels}, s.batch, 0, false) {}
 
     // The rows that are not split: a channel's taps.
     static int64_t unit(const ConvShape& s) { return s.taps(); }
@@ -105,7 +107,7 @@ class PlanarSource {
         const auto& lines = plan_.lines();
         const int64_t size = (last - first) * lines.size() + width;
         if (size > size_) lines_ = Buffer<Acc>(size), size_ = size;
-        lines.fill(input_ + group * s_.in_channels * s_.pixels(), first, last, lines_);
+        lines.fill(input_ + group * s_.in_channels * strides_.channel, first, last, lines_);
         const auto& segments = plan_.panels()[0].segments;
         visit(0, (last - first) * s_.taps(),
               [&]<int Rows, int Vectors>(int64_t row, const Acc* panel, Acc* sum, int64_t stride) {
@@ -122,6 +124,7 @@ class PlanarSource {
   private:
     const ConvShape& s_;
     const S* input_;
+    PlanarStrides strides_;
     ColumnPlan<S, Acc> plan_;
     Buffer<Acc> lines_;
     int64_t size_ = 0;
@@ -299,17 +302,14 @@ class WeightGradient {
     Buffer<Acc> sums_, bias_;
 };
 
-// With so few channels beside each other that a tap's rows fill no tile: from planar images, a few at a time.
+// With so few channels beside each other that a tap's rows fill no tile: channel by channel, as in planar images.
 template <typename S>
 void few_channels(const ConvWeightGradient<S>& call) {
-    using Acc = Accumulator<S>;
     const ConvShape& s = call.shape;
-    const int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
-    if (channels == 1) return WeightGradient<S, PlanarSource<Acc, S>>(call).run();  // that is planar
-    const Buffer<S> planar(s.batch * channels * s.pixels()), weights(outputs * s.in_channels * s.taps());
-    turn_over(call.input, s.batch, s.pixels(), channels, planar.get());
-    const ConvWeightGradient<S> turned{s, planar, call.grad, weights, call.grad_bias};
-    WeightGradient<S, PlanarSource<Acc, S>>(turned).run();
+    const int64_t outputs = s.groups * s.out_channels;
+    const Buffer<S> weights(outputs * s.in_channels * s.taps());
+    const ConvWeightGradient<S> planar{s, call.input, call.grad, weights, call.grad_bias};
+    WeightGradient<S, PlanarSource<Accumulator<S>, S>>(planar).run();
     turn_over(weights.get(), outputs, s.in_channels, s.taps(), call.grad_weight);
 }
 

@@ -1,8 +1,10 @@
 // Weights as the products take them: rows of operands for planar patches, panels for rows of patches.
 #pragma once
 
-#include "kernels/conv_planar.h"
-#include "kernels/conv_rows.h"
+#include "core/gemm.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "kernels/conv_parts.h"
 
 namespace pykernels {
 

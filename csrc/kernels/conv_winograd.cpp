@@ -31,24 +31,40 @@ struct WinogradCall {
     }
 };
 
-// [groups, 16, rows, channels] of weights of which value(row, channel, tap) is one.
-template <typename Acc, typename Value>
-Buffer<Acc> transformed_weights(int64_t groups, int64_t rows, int64_t channels, const Value& value) {
+// Where weights lie: how far apart groups, rows, a row's channels and their taps are.
+template <typename S>
+struct WeightPlaces {
+    const S* weights;
+    int64_t group, row, channel, tap;
+    bool turned;  // the last tap first
+};
+
+// [groups, 16, rows, channels]
+template <typename S>
+Buffer<Accumulator<S>> transformed_weights(int64_t groups, int64_t rows, int64_t channels, const WeightPlaces<S>& at) {
+    using Acc = Accumulator<S>;
     using V = Vec<Acc>;
-    constexpr int width = kWidth<Acc>;
-    const int64_t padded = (channels + width - 1) / width * width;
-    Buffer<Acc> to(groups * rows * channels * kTileTaps + width);
+    constexpr int64_t strip = 16;
+    const int64_t padded = (channels + strip - 1) / strip * strip;
+    Buffer<Acc> to(groups * rows * channels * kTileTaps);
     const double work = static_cast<double>(groups * rows) * static_cast<double>(channels) * 64;
     parallel_region(threads_for(work, kConvGrain), [&](const Team& team) {
         const Range own = share(groups * rows, team.rank, team.size);
         const Buffer<Acc> taps(kKernelTaps * padded);
-        for (int64_t row = own.begin; row < own.end; ++row) {
-            for (int64_t c = 0; c < channels; ++c)
-                for (int t = 0; t < kKernelTaps; ++t) taps[t * padded + c] = value(row, c, t);
-            Acc* const first = to + (row / rows * kTileTaps * rows + row % rows) * channels;
+        for (int64_t i = own.begin; i < own.end; ++i) {
+            const S* const from = at.weights + i / rows * at.group + i % rows * at.row;
+            if (at.tap == 1)
+                for (int64_t c = 0; c < channels; c += strip)
+                    pack_transposed<S>(from + c * at.channel, at.channel, std::min(strip, channels - c), kKernelTaps,
+                                       taps + c, padded);
+            else
+                for (int64_t t = 0; t < kKernelTaps; ++t)
+                    for (int64_t c = 0; c < channels; ++c) taps[t * padded + c] = from[t * at.tap + c * at.channel];
+            Acc* const first = to + (i / rows * kTileTaps * rows + i % rows) * channels;
             each_vector<Acc>(channels, [&](int64_t c, int used) {
                 V w[kKernelTaps], u[kTileTaps];
-                for (int t = 0; t < kKernelTaps; ++t) w[t] = load_as<Acc>(taps + t * padded + c, used);
+                for (int t = 0; t < kKernelTaps; ++t)
+                    w[t] = load_as<Acc>(taps + (at.turned ? kKernelTaps - 1 - t : t) * padded + c, used);
                 transform_weights(w, u);
                 for (int t = 0; t < kTileTaps; ++t) store_as<Acc, Acc>(first + t * rows * channels + c, u[t], used);
             });
@@ -287,16 +303,19 @@ bool run(const WinogradCall<S>& call, bool channels_last) {
     return check.passed();
 }
 
+// From a weight to that of the next input channel, and of the next tap.
+int64_t channel_of(const ConvShape& s) { return s.channels_last ? 1 : kKernelTaps; }
+int64_t tap_of(const ConvShape& s) { return s.channels_last ? s.in_channels : 1; }
+
 }  // namespace
 
 bool winograd_forward(const ConvForward<float>& call) {
     const ConvShape& s = call.shape;
     if (!winograd_pays(s, false)) return false;
-    const int64_t tap = s.channels_last ? s.in_channels : 1, channel = s.channels_last ? 1 : kKernelTaps;
+    const int64_t output = s.in_channels * kKernelTaps;
     const auto weights =
-        transformed_weights<float>(s.groups, s.out_channels, s.in_channels, [&](int64_t row, int64_t c, int64_t t) {
-            return call.weight[row * s.in_channels * kKernelTaps + c * channel + t * tap];
-        });
+        transformed_weights<float>(s.groups, s.out_channels, s.in_channels,
+                                   {call.weight, s.out_channels * output, output, channel_of(s), tap_of(s), false});
     return run(WinogradCall<float>{all_tile_lattices(s, false), s.batch, s.groups, s.in_channels, s.out_channels,
                                    call.input, weights, call.bias, call.relu, call.out},
                s.channels_last);
@@ -305,12 +324,10 @@ bool winograd_forward(const ConvForward<float>& call) {
 bool winograd_input_gradient(const ConvInputGradient<float>& call) {
     const ConvShape& s = call.shape;
     if (!winograd_pays(s, true)) return false;
-    const int64_t tap = s.channels_last ? s.in_channels : 1, channel = s.channels_last ? 1 : kKernelTaps;
+    const int64_t output = s.in_channels * kKernelTaps;
     const auto weights =
-        transformed_weights<float>(s.groups, s.in_channels, s.out_channels, [&](int64_t row, int64_t k, int64_t t) {
-            const int64_t output = row / s.in_channels * s.out_channels + k, c = row % s.in_channels;
-            return call.weight[output * s.in_channels * kKernelTaps + c * channel + (kKernelTaps - 1 - t) * tap];
-        });
+        transformed_weights<float>(s.groups, s.in_channels, s.out_channels,
+                                   {call.weight, s.out_channels * output, channel_of(s), output, tap_of(s), true});
     return run(WinogradCall<float>{all_tile_lattices(s, true), s.batch, s.groups, s.out_channels, s.in_channels,
                                    call.grad, weights, nullptr, false, call.grad_input},
                s.channels_last);

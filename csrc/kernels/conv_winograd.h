@@ -16,7 +16,7 @@
 // for each remainder of d. An infinity or NaN reaches other results of its tile than it should, none of which is then
 // finite: the caller computes such a call once more without tiles.
 //
-// Source: A. Lavin and S. Gray, Fast algorithms for convolutional neural networks, 2016; after S. Winograd, 1980.
+// Source: A. Lavin and S. Gray, Fast algorithms for convolutional neural networks, 2016 (arXiv 1509.09308).
 #pragma once
 
 #include <atomic>
@@ -261,10 +261,5 @@ class Check {
   private:
     std::atomic<bool> failed_{false};
 };
-
-// False where it does not pay, or where a result is not finite: then nothing of it is to be used.
-bool winograd_forward(const ConvForward<float>& call);
-bool winograd_input_gradient(const ConvInputGradient<float>& call);
-bool winograd_weight_gradient(const ConvWeightGradient<float>& call);
 
 }  // namespace pykernels

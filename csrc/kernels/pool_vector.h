@@ -5,7 +5,6 @@
 #include <limits>
 #include <utility>
 
-#include "core/row_norm.h"
 #include "core/vec.h"
 
 namespace pykernels {

@@ -37,8 +37,9 @@ def conv2d_relu_max_pool2d(
 
     that is, `max_pool2d(conv2d(input, ..., activation="relu"), pool_kernel_size, ...)`. Where no gradient is wanted,
     images are contiguous and what the convolution gives is small (2^18 elements an image), that never leaves the
-    caches, and bias and ReLU are computed of the largest elements only: to the bit what the two functions give. Else it
-    is these two functions, with their derivatives.
+    caches, and bias and ReLU are computed of the largest elements only: to the bit what the two functions give, where
+    :func:`conv2d` has no minimal filtering, and else to rounding. Else it is these two functions, with their
+    derivatives.
 
     On a GPU small ones are computed in the multiprocessors' own memory, where a filter has at most 256 values (channels
     of a group times taps) and there is room for a row of windows; else the two kernels run one after the other. Sums go
