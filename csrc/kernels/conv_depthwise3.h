@@ -73,7 +73,6 @@ class Depthwise3 {
                 sum[9] = sum[9] + g;
 #pragma GCC unroll 3
                 for (int i = 0; i < 3; ++i) {
-                    if (!line[i]) continue;
                     // what lies beyond the last place is not a tap's
                     const auto taps = load<Step>(line[i], p.width, at, before[i]);
                     const int used = lanes(p.places_w - at);
@@ -98,11 +97,14 @@ class Depthwise3 {
         return h >= 0 && h < p.height ? plane + h * p.width : nullptr;
     }
 
-    // What the taps of the places from `at` on read; `before`: what the vector before left for this one.
+    // What the taps of the places from `at` on read: zeros of a row that is not there. `before`: what the vector before
+    // left for this one.
     template <int Step>
     [[gnu::always_inline]] static Taps load(const S* row, int64_t size, int64_t at, V& before) {
-        V middle, right;
-        if constexpr (Step == 1) {
+        V middle(Acc(0)), right(Acc(0));
+        if (!row) {
+            // zeros
+        } else if constexpr (Step == 1) {
             middle = read(row + at, size - at);
             right = read(row + at + 1, size - at - 1);
         } else {
@@ -122,14 +124,14 @@ class Depthwise3 {
         const S* line[lines];
         V before[lines];
         for (int i = 0; i < lines; ++i) {
-            line[i] = i < (count - 1) * Step + 3 ? row_of(p, source, h * Step + i - 1) : nullptr;
+            line[i] = row_of(p, source, h * Step + i - 1);
             before[i] = V(Acc(0));
         }
         for (int64_t at = 0; at < p.places_w; at += kW) {
             V sum[kTogether] = {start, start, start, start};
 #pragma GCC unroll 16
             for (int i = 0; i < lines; ++i) {
-                if (!line[i]) continue;
+                if (i >= (count - 1) * Step + 3) break;
                 const auto taps = load<Step>(line[i], p.width, at, before[i]);
 #pragma GCC unroll 4
                 for (int o = 0; o < kTogether; ++o) {
