@@ -76,9 +76,9 @@ LENET = [
 AVX2 = [Shape(2, 64, 28, 64, 3), Shape(2, 256, 14, 256, 1)]
 LOW = [STRONG[0], STRONG[1], STRONG[3], STRONG[5], STRONG[8]]
 WHY = {
-    "conv-inference": "patches are laid down for the product, which takes the time of a part of it; depthwise and "
-    "pointwise layers are near the memory's rate",
-    "conv-training": "the input's gradient gathers the output's, the weights' sums run over all places",
+    "conv-inference": "both are near the processor's peak where there is no minimal filtering (1x1, strides); "
+    "depthwise and pointwise layers are near the memory's rate",
+    "conv-training": "the same; the weights' sums run over all places",
     "conv-first": "few channels: a place has few products for each number that is written",
     "conv-first-training": "the same, and the weights' gradient is a product with few columns",
     "conv-bf16": "patches are laid down in pairs of bf16",
@@ -104,7 +104,7 @@ def label_of(shape: Shape, channels_last: bool, *marks: str) -> str:
 def work_of(image: Tensor, weight: Tensor, out: Tensor, steps: int = 1) -> Work:
     """`steps` is how many products there are: each reads two of the three and writes the third."""
     flop = 2.0 * out.numel() * weight[0].numel()
-    rate = 2.0 if image.dtype == torch.bfloat16 else 1.0
+    rate = 2.0 if image.dtype == torch.bfloat16 and ours.isa().endswith("bf16") else 1.0
     return Work(steps * flop, steps * (image.nbytes + weight.nbytes + out.nbytes), rate=rate)
 
 

@@ -166,6 +166,9 @@ class RowWindows {
         : call_(call), lines_(call.lattice[0].taps() * call.lattice[1].taps()), columns_(call.lattice[2].taps()) {
         const auto& offset = call.lattice[2].offset;
         for (size_t t = 1; t < offset.size(); ++t) beside_ &= offset[t] == offset[t - 1] + 1;
+        const Lattice& h = call.lattice[1];
+        pairs_ = call.lattice[0].taps() == 1 && h.step <= 2 && h.step <= h.taps();
+        for (int64_t t = 1; t < h.taps(); ++t) pairs_ &= h.offset[t] == h.offset[t - 1] + 1;
     }
 
     void run() const {
@@ -176,81 +179,106 @@ class RowWindows {
     }
 
   private:
-    // Runs of places in one row.
+    // Runs of places in one row, or whole rows one below the other.
     void part(const Range& own) const {
         PixelTable<S> table(call_.lattice, call_.mode, call_.channels, call_.channels);
-        const int64_t row = call_.lattice[2].places;
-        std::vector<const S*> pixels(kTogether * std::max<int64_t>(lines_ * columns_, 1));
+        const auto& [ld, lh, lw] = call_.lattice;
+        std::vector<const S*> pixels(std::max<int64_t>(lines_ * columns_, 1));
         for (int64_t at = own.begin; at < own.end;) {
-            const int64_t end = std::min((at / row + 1) * row, own.end);
-            if (!with_neighbours(table, at, end))
-                for (; at < end; ++at) {
-                    table.find(call_.source, at, at + 1, {0, lines_ * columns_}, 1, 1, pixels.data());
-                    sum<0, 1, 1>(table, at, pixels.data());
-                }
-            at = end;
+            const int64_t end = std::min((at / lw.places + 1) * lw.places, own.end);
+            const bool below =
+                pairs_ && end - at == lw.places && end + lw.places <= own.end && end / lw.places % lh.places;
+            if (with_neighbours(table, at, end, below)) {
+                at = end + (below ? lw.places : 0);
+                continue;
+            }
+            for (; at < end; ++at) {
+                table.find(call_.source, at, at + 1, {0, lines_ * columns_}, 1, 1, pixels.data());
+                sum<0, 1, 1, 1>(table, at, pixels.data(), lines_ * columns_);
+            }
         }
     }
 
-    // Places whose taps are neighbours, a few at a time: each pixel is loaded once for all of them. False where there
-    // are too few, or for kernels without a function of their own.
-    bool with_neighbours(PixelTable<S>& table, int64_t begin, int64_t end) const {
+    // Places whose taps are neighbours, a few at a time, in one row or in that and the next: each pixel is loaded once
+    // for all of them. False where there are too few, or for kernels without a function of their own.
+    bool with_neighbours(PixelTable<S>& table, int64_t begin, int64_t end, bool below) const {
         const int64_t step = call_.lattice[2].step;
         if (!beside_ || end - begin < kTogether || step > 2 || call_.mode != PaddingMode::Zeros) return false;
+        const auto run = [&]<int Taps, int Step>() {
+            below ? rows<Taps, Step, 2>(table, begin, end) : rows<Taps, Step, 1>(table, begin, end);
+            return true;
+        };
         return [&]<int... Taps>(std::integer_sequence<int, Taps...>) {
             return ((columns_ == Taps &&
-                     (step == 1 ? row<Taps, 1>(table, begin, end) : row<Taps, 2>(table, begin, end), true)) ||
+                     (step == 1 ? run.template operator()<Taps, 1>() : run.template operator()<Taps, 2>())) ||
                     ...);
         }(std::integer_sequence<int, 1, 2, 3, 5>{});
     }
 
-    template <int Taps, int Step>
-    void row(PixelTable<S>& table, int64_t begin, int64_t end) const {
+    template <int Taps, int Step, int Rows>
+    void rows(PixelTable<S>& table, int64_t begin, int64_t end) const {
         constexpr int pixels = (kTogether - 1) * Step + Taps;
         const Lattice& lw = call_.lattice[2];
         table.turn_to(call_.source, begin);
-        std::vector<const S*> from(lines_ * pixels);
+        std::vector<const S*> lines = table.lines();
+        if constexpr (Rows == 2) {
+            table.turn_to(call_.source, begin + lw.places);
+            lines.insert(lines.end(), table.lines().end() - call_.lattice[1].step, table.lines().end());
+        }
+        std::vector<const S*> from(lines.size() * pixels);
         for (int64_t at = begin; at < end;) {
             const int64_t first = at % lw.places * Step + lw.offset[0];
             const S** to = from.data();
-            for (const S* const line : table.lines())
+            for (const S* const line : lines)
                 for (int64_t j = first; j < first + pixels; ++j)
                     *to++ = line && j >= 0 && j < lw.source ? line + j * call_.channels : table.zeros();
-            sum<Taps, Step, kTogether>(table, at, from.data());
+            sum<Taps, Step, Rows, kTogether>(table, at, from.data(), static_cast<int64_t>(lines.size()));
             if (at + kTogether == end) break;
             at = std::min(at + kTogether, end - kTogether);  // the last ones once more rather than one by one
         }
     }
 
-    // Some places side by side; `Taps` 0 for one place with any number of them.
-    template <int Taps, int Step, int Places>
-    void sum(const PixelTable<S>& table, int64_t place, const S* const* pixels) const {
+    // Some places side by side, in rows one below the other; `Taps` 0 for one place with any number of them.
+    template <int Taps, int Step, int Rows, int Places>
+    void sum(const PixelTable<S>& table, int64_t place, const S* const* pixels, int64_t lines) const {
         constexpr int beside = Taps ? (Places - 1) * Step + Taps : 1;
-        const int64_t rows = Taps ? lines_ : lines_ * columns_;
-        S* out[Places];
-        for (int i = 0; i < Places; ++i) out[i] = call_.out + table.target(place + i) * call_.channels;
+        constexpr int taps = std::max(Taps, 1);
+        const int64_t down = call_.lattice[1].step, own = Taps ? lines_ : lines;
+        S* out[Rows][Places];
+        for (int r = 0; r < Rows; ++r)
+            for (int i = 0; i < Places; ++i)
+                out[r][i] = call_.out + table.target(place + r * call_.lattice[2].places + i) * call_.channels;
         each_vector<Acc>(call_.channels, [&](int64_t c, int used) {
-            V sum[Places];
-            for (V& start : sum) start = call_.bias ? load_as<Acc>(call_.bias + c, used) : V(Acc(0));
-            const Acc* weights = call_.weights + c;
-            for (int64_t l = 0; l < rows; ++l) {
+            const V start = call_.bias ? load_as<Acc>(call_.bias + c, used) : V(Acc(0));
+            V sum[Rows][Places];
+            for (int r = 0; r < Rows; ++r)
+                for (int i = 0; i < Places; ++i) sum[r][i] = start;
+            for (int64_t l = 0; l < lines; ++l) {
                 V pixel[beside];
                 for (int j = 0; j < beside; ++j) pixel[j] = load_as<Acc>(pixels[l * beside + j] + c, used);
-                for (int t = 0; t < std::max(Taps, 1); ++t, weights += call_.channels) {
-                    const V weight = load_as<Acc>(weights, used);
-                    for (int i = 0; i < Places; ++i) sum[i] = at::vec::fmadd(pixel[i * Step + t], weight, sum[i]);
+                for (int r = 0; r < Rows; ++r) {
+                    const int64_t tap = l - r * down;
+                    if (tap < 0 || tap >= own) continue;
+                    const Acc* weights = call_.weights + tap * taps * call_.channels + c;
+                    for (int t = 0; t < taps; ++t, weights += call_.channels) {
+                        const V weight = load_as<Acc>(weights, used);
+                        for (int i = 0; i < Places; ++i)
+                            sum[r][i] = at::vec::fmadd(pixel[i * Step + t], weight, sum[r][i]);
+                    }
                 }
             }
-            for (int i = 0; i < Places; ++i) {
-                if (call_.relu) sum[i] = at::vec::maximum(sum[i], V(Acc(0)));
-                store_as<Acc, S>(out[i] + c, sum[i], used);
-            }
+            for (int r = 0; r < Rows; ++r)
+                for (int i = 0; i < Places; ++i) {
+                    if (call_.relu) sum[r][i] = at::vec::maximum(sum[r][i], V(Acc(0)));
+                    store_as<Acc, S>(out[r][i] + c, sum[r][i], used);
+                }
         });
     }
 
     const RowWindowsCall<S>& call_;
     int64_t lines_, columns_;  // taps along the first two dimensions, and along the last
     bool beside_ = true;       // the taps along the last one read neighbours
+    bool pairs_;               // and those of two rows most of the same lines
 };
 
 }  // namespace pykernels

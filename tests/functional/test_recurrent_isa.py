@@ -48,11 +48,11 @@ def test_larger_sizes_and_threads(threads, case, dtype, kind):
 
 @pytest.mark.parametrize("name", _native.ISAS)
 def test_each_instruction_set(name):
-    """Runs the small set of this folder in a process of its own, forced to `name`."""
+    """Runs the small set of all tests in a process of its own, forced to `name`."""
     if FORCED:
         pytest.skip("already forced")
     if name not in _native.available():
         pytest.skip(f"{name} is not built, or this processor lacks it")
-    arguments = ["-m", "pytest", "-q", "-m", "isa", "-p", "no:cacheprovider", "tests/functional"]
+    arguments = ["-m", "pytest", "-q", "-m", "isa", "-p", "no:cacheprovider", "tests"]
     done = python(arguments, timeout=300, PYKERNELS_ISA=name)
     assert " passed" in done.stdout and "skipped" not in done.stdout
