@@ -11,10 +11,9 @@
 // channels as fit into kPatchBytes each (conv_planar_tiles.h; at least those that a block of 512 places reads of one
 // channel, which a very wide row makes more), sums of a block's places where they take several turns, a block of tiles
 // and of their sums in minimal filtering (conv_winograd.cpp; 3x3 in float), and kPartBytes for sums of weights'
-// gradients (at least one set). Weights are packed, converted or transformed once a call; the input's gradient of a mode
-// other than zeros has one padded image, that of four channels or fewer beside each other kTurnedBytes of turned ones
-// (at least one image).
-// Results do not depend on the number of threads.
+// gradients (at least one set). Weights are packed, converted or transformed once a call; the input's gradient of a
+// mode other than zeros has one padded image, that of four channels or fewer beside each other kTurnedBytes of turned
+// ones (at least one image). Results do not depend on the number of threads.
 #pragma once
 
 #include <type_traits>

@@ -55,6 +55,65 @@ void avg_forward(const AvgPoolForward<S>& call) {
         });
 }
 
+// Whether the only window is the whole dimension.
+bool is_whole(const PoolDimension& d) {
+    if (d.out != 1 || d.in < 1 || d.start(0) != 0 || (d.dilation > 1 && d.in > 1)) return false;
+    const auto taps = d.taps(0);
+    return taps.begin == 0 && taps.end == d.in;
+}
+
+// Means of whole planes: sums of runs, then of these.
+template <typename S>
+class PlaneMeans {
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    static constexpr int64_t kRun = 4096;
+
+  public:
+    explicit PlaneMeans(const AvgPoolForward<S>& call)
+        : call_(call), s_(call.shape), size_(s_.in_plane()), runs_((size_ + kRun - 1) / kRun) {}
+
+    static bool fits(const PoolShape& s) { return is_whole(s.depth) && is_whole(s.rows) && is_whole(s.columns); }
+
+    void run() const {
+        const Buffer<Acc> sums(s_.planes() * runs_);
+        const bool padded = call_.divisor.padded;
+        const int64_t count = call_.divisor.instead
+                                  ? call_.divisor.instead
+                                  : s_.depth.count(0, padded) * s_.rows.count(0, padded) * s_.columns.count(0, padded);
+        parallel_region(threads_for(pool_work(s_), kPoolGrain), [&](const Team& team) {
+            const Range own = share(s_.planes() * runs_, team.rank, team.size);
+            for (int64_t i = own.begin; i < own.end; ++i) {
+                const int64_t first = i % runs_ * kRun;
+                sums[i] = sum(call_.input + i / runs_ * size_ + first, std::min(kRun, size_ - first));
+            }
+            if (runs_ > 1) team.wait();
+            const Range planes = runs_ > 1 ? share(s_.planes(), team.rank, team.size) : own;
+            for (int64_t p = planes.begin; p < planes.end; ++p) {
+                Acc total(0);
+                for (int64_t r = 0; r < runs_; ++r) total += sums[p * runs_ + r];
+                call_.out[p] = static_cast<S>(total / static_cast<Acc>(count));
+            }
+        });
+    }
+
+  private:
+    static Acc sum(const S* from, int64_t count) {
+        constexpr int width = kWidth<Acc>, together = 4;
+        V sums[together] = {V(Acc(0)), V(Acc(0)), V(Acc(0)), V(Acc(0))};
+        int64_t i = 0;
+        for (; i + together * width <= count; i += together * width)
+            for (int j = 0; j < together; ++j) sums[j] = sums[j] + load_as<Acc>(from + i + j * width);
+        each_vector<Acc>(count - i,
+                         [&](int64_t at, int used) { sums[0] = sums[0] + load_as<Acc>(from + i + at, used); });
+        return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+
+    const AvgPoolForward<S>& call_;
+    const PoolShape& s_;
+    int64_t size_, runs_;
+};
+
 template <typename S>
 void choose_max(const MaxPoolForward<S>& call) {
     if (call.shape.channels_last) return pool_channels_last(call);
@@ -62,7 +121,8 @@ void choose_max(const MaxPoolForward<S>& call) {
 }
 template <typename S>
 void choose_avg(const AvgPoolForward<S>& call) {
-    call.shape.channels_last ? pool_channels_last(call) : avg_forward(call);
+    if (call.shape.channels_last) return pool_channels_last(call);
+    PlaneMeans<S>::fits(call.shape) ? PlaneMeans<S>(call).run() : avg_forward(call);
 }
 
 }  // namespace

@@ -51,6 +51,24 @@ LARGE = [
 ]
 
 
+@pytest.mark.isa
+@every_dtype
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (64, 64), (130, 97), (1, 9001)], ids=str)
+def test_means_of_whole_planes(device, dtype, size):
+    """Of one run and of several, as an adaptive window and as one of the plane's size."""
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(sum(size))).to(device, dtype)
+    expected = x.double().mean((2, 3), keepdim=True)
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    for found in (functional.adaptive_avg_pool2d(x, 1), functional.avg_pool2d(x, size)):
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    tripled = functional.avg_pool2d(x, size, divisor_override=3).double()
+    torch.testing.assert_close(
+        tripled, x.double().sum((2, 3), keepdim=True) / 3, rtol=10 * tolerance, atol=10 * tolerance
+    )
+    x[1, 2, 0, 0] = math.nan
+    assert functional.adaptive_avg_pool2d(x, 1).isnan().sum() == 1
+
+
 @every_dtype
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("case", LARGE, ids=str)
