@@ -168,6 +168,15 @@ def test_it_compiles_whole_and_vmaps():
         torch.testing.assert_close(raw[i], op(x[i : i + 1].double(), w.double(), b.double(), *NUMBERED))
 
 
+def test_windows_of_nothing_but_padding_hold_minus_infinity(monkeypatch):
+    x, w, b = drawn(5, (2, 3, 3, 9), (4, 3, 3), 1, torch.float32)
+    pool = {"pool_kernel_size": 2, "pool_stride": 2, "pool_padding": 1, "pool_dilation": (2, 1)}
+    calls = fused_calls(monkeypatch)
+    found, expected = conv2d_relu_max_pool2d(x, w, b, **pool), apart(x, w, b, {}, pool)
+    assert calls and expected.isneginf().any()
+    assert torch.equal(found, expected)
+
+
 def test_threads_do_not_change_a_bit():
     x, w, b = drawn(4, (5, 4, 20, 20), (12, 5, 5), 1, torch.float32)
     before = torch.get_num_threads()
