@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "core/parallel.h"
 #include "kernels/conv_parts.h"
 
 namespace pykernels {
