@@ -18,12 +18,12 @@ void release(Block* block) { ::operator delete(block, kAlignment); }
 // The blocks that wait for the next call, the one given last at the end.
 class Shelf {
   public:
-    // The smallest block that holds `bytes` and is not much larger, or null.
+    // The smallest block that holds `bytes` and is at most a quarter larger, or null.
     Block* take(std::size_t bytes) {
         if (!lock()) return nullptr;
         std::size_t best = count_;
         for (std::size_t i = 0; i < count_; ++i)
-            if (blocks_[i]->bytes >= bytes && blocks_[i]->bytes / 2 <= bytes &&
+            if (blocks_[i]->bytes >= bytes && blocks_[i]->bytes - bytes <= bytes / 4 &&
                 (best == count_ || blocks_[i]->bytes <= blocks_[best]->bytes))
                 best = i;
         Block* const found = best < count_ ? remove(best) : nullptr;

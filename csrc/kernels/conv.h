@@ -6,14 +6,25 @@
 //   weight         [groups * out_channels, in_channels, taps] [groups * out_channels, taps, in_channels]
 //   output         [batch, groups * out_channels, places]     [batch, places, groups * out_channels]
 //
-// with three spatial dimensions, of which the first ones have size 1 where there are fewer. Patches are gathered while
-// they are packed, never all of them. A thread's workspace does not depend on the batch: lines and windows of as many
-// channels as fit into kPatchBytes each (conv_planar_tiles.h; at least those that a block of 512 places reads of one
-// channel, which a very wide row makes more), sums of a block's places where they take several turns, a block of tiles
-// and of their sums in minimal filtering (conv_winograd.cpp; 3x3 in float), and kPartBytes for sums of weights'
-// gradients (at least one set). Weights are packed, converted or transformed once a call; the input's gradient of a
-// mode other than zeros has one padded image, that of four channels or fewer beside each other kTurnedBytes of turned
-// ones (at least one image). Results do not depend on the number of threads.
+// with three spatial dimensions, of which the first ones have size 1 where there are fewer.
+//
+// Words   tap: an element of the kernel window; pixel: a position of the input; place: a position of the output; patch:
+//         what the taps read at a place; lattice: places that read at equal distances (conv_lattice.h); lines: rows of
+//         an image as the taps read them, with their padding; panel: the columns of a product that are multiplied
+//         together; block: the places that a thread works on at a time.
+//
+// Patches are gathered while they are packed (implicit im2col), never all of them. A thread's workspace does not depend
+// on the batch:
+//   lines and windows   of as many channels as fit into kPatchBytes each (conv_planar_tiles.h), at least what a block
+//   of
+//                       512 places reads of one: more for wide rows, large dilations and tiny images. In the weights'
+//                       gradient: what 1024 places read of the channels of kSumRows sums.
+//   sums                of a block's places where they take several turns; of weights' gradients kPartBytes (at least
+//                       one set); in minimal filtering (3x3 in float) a block of tiles and of their sums
+//   images              kTurnedBytes, at least one image, of what is put into another form before: few channels beside
+//                       each other, padding other than zeros, patches that are apart (conv_input_gradient.cpp)
+// Weights are packed, converted or transformed once a call, or once for the images of kTurnedBytes. Results do not
+// depend on the number of threads. (The processor's bf16 product takes subnormal numbers for zeros.)
 #pragma once
 
 #include <type_traits>

@@ -2,10 +2,12 @@
 //
 //   flat       places are counted along the lines, padding included: every tap's windows of a panel are then one run of
 //              the lines, and are multiplied where they lie. What is computed between the rows is thrown away.
+//   by tap     the same with lines for each tap along the width, in which rows follow each other without a gap.
 //   gathered   places are counted as they come, through all images; the windows are copied into panels.
 //
-// The first costs a share of the products, padding over width; the second a copy for each tap, which many rows of
-// weights share.
+// The first costs a share of the products, padding over width, and the ends of rows; the second a copy for each tap
+// along the width; the third one for each tap, but fills whole vectors with the places of small images. Many rows of
+// weights share the copies.
 #pragma once
 
 #include "core/scratch.h"
@@ -54,6 +56,7 @@ class ColumnPlan {
   public:
     static constexpr double kGatherRows = 10;  // rows of weights whose products take as long as a copy
     static constexpr double kPieces = 12;      // multiply-adds that take as long as storing a row's ends
+    static constexpr double kLineVector = 22;  // or as laying out a vector of a line
 
     // `target_image`: elements from one image of the result to the next.
     ColumnPlan(const PlanarLines<S, Op>& lines, int64_t images, int64_t target_image, bool flat)
@@ -63,15 +66,13 @@ class ColumnPlan {
         plane_vectors_ = (plane_ + width - 1) / width;
     }
 
-    // Whether multiplying between the rows, and storing rows in pieces, is cheaper than copying.
-    static bool prefers_flat(const PlanarLines<S, Op>& lines, int64_t images, int64_t rows) {
-        const ColumnPlan flat(lines, images, 0, true), gathered(lines, images, 0, false);
-        const auto& [ld, lh, lw] = lines.lattice();
-        const auto depth = static_cast<double>(lines.groups_of_channels() * lines.taps());
-        const auto height = static_cast<double>(rows);
-        const double pieces = lines.whole_line() == lw.places ? 0 : static_cast<double>(images * ld.places * lh.places);
-        return height * (static_cast<double>(flat.vectors()) * (depth + 2) + kPieces * pieces) <
-               static_cast<double>(gathered.vectors()) * (height * (depth + 2) + kGatherRows * depth);
+    // What takes the least time for a product with so many rows.
+    static ColumnPlan cheapest(const PlanarLines<S, Op>& lines, const PlanarLines<S, Op>& lines_by_tap, int64_t images,
+                               int64_t target_image, int64_t rows) {
+        ColumnPlan flat(lines, images, target_image, true), by_tap(lines_by_tap, images, target_image, true);
+        ColumnPlan gathered(lines, images, target_image, false);
+        const double least = std::min({flat.cost(rows), by_tap.cost(rows), gathered.cost(rows)});
+        return flat.cost(rows) == least ? flat : by_tap.cost(rows) == least ? by_tap : gathered;
     }
 
     bool flat() const { return flat_; }
@@ -116,6 +117,20 @@ class ColumnPlan {
     int64_t columns() const { return columns_; }
 
   private:
+    // In multiply-adds of vectors.
+    double cost(int64_t rows) const {
+        const auto& [ld, lh, lw] = lines_.lattice();
+        const auto depth = static_cast<double>(lines_.groups_of_channels() * lines_.taps());
+        const auto planes = static_cast<double>(images_ * ld.places), columns = static_cast<double>(vectors());
+        const bool gaps = flat_ && lines_.whole_line() != lw.places;
+        const double products =
+            static_cast<double>(rows) *
+            (columns * (depth + 2) + (gaps ? kPieces * planes * static_cast<double>(lh.places) : 0));
+        const double lines =
+            planes * static_cast<double>(ld.taps() * lines_.groups_of_channels()) * lines_.vectors_of_plane();
+        return products + kLineVector * lines + (flat_ ? 0 : columns * kGatherRows * depth);
+    }
+
     void lay_out_flat(int64_t begin, int64_t end) {
         const auto& [ld, lh, lw] = lines_.lattice();
         const int64_t plane = begin / plane_vectors_, line = lines_.whole_line();

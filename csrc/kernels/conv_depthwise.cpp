@@ -34,9 +34,7 @@ class PlanarWeightSums {
 
   public:
     explicit PlanarWeightSums(const ConvWeightGradient<S>& call)
-        : call_(call),
-          s_(call.shape),
-          lattice_{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])} {}
+        : call_(call), s_(call.shape), lattice_(forward_lattices(s_)) {}
 
     void run() const {
         const double work =
@@ -167,9 +165,7 @@ class RowWeightSums {
 
   public:
     explicit RowWeightSums(const ConvWeightGradient<S>& call)
-        : call_(call),
-          s_(call.shape),
-          lattice_{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])} {}
+        : call_(call), s_(call.shape), lattice_(forward_lattices(s_)) {}
 
     void run() const {
         const int64_t places = s_.batch * s_.places(), channels = s_.groups,
@@ -253,8 +249,7 @@ class RowWeightSums {
 template <typename S>
 void depthwise_forward(const ConvForward<S>& call) {
     const ConvShape& s = call.shape;
-    const std::array<Lattice, 3> lattice{forward_lattice(s.dim[0]), forward_lattice(s.dim[1]),
-                                         forward_lattice(s.dim[2])};
+    const auto lattice = forward_lattices(s);
     if (s.channels_last) {
         std::vector<int64_t> order(s.taps());
         for (int64_t t = 0; t < s.taps(); ++t) order[t] = t;

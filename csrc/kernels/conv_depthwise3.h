@@ -14,7 +14,7 @@ inline bool is_depthwise3(const ConvShape& s) {
         return d.kernel == 3 && d.dilation == 1 && d.before == 1 && d.stride == s.dim[1].stride && d.stride <= 2;
     };
     return !s.channels_last && s.in_channels == 1 && s.mode == PaddingMode::Zeros && fits(s.dim[1]) && fits(s.dim[2]) &&
-           s.dim[0].kernel == 1 && s.dim[0].input == 1 && s.dim[0].output == 1;
+           s.dim[0].kernel == 1 && s.dim[0].input == 1 && s.dim[0].output == 1 && s.dim[0].before == 0;
 }
 
 // Planes, of which `channels` have weights of their own.

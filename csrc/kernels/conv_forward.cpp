@@ -8,7 +8,8 @@ namespace {
 
 // Dimensions that are read as they lie become one: longer runs.
 std::array<Lattice, 3> lattices(const ConvShape& s) {
-    auto dim = s.dim;
+    ConvShape merged = s;
+    auto& dim = merged.dim;
     const auto plain = [](const ConvDimension& d) { return d.kernel == 1 && d.stride == 1 && d.input == d.output; };
     for (int i = 1; i >= 0; --i) {
         if (!plain(dim[i]) || !plain(dim[2])) break;
@@ -16,7 +17,7 @@ std::array<Lattice, 3> lattices(const ConvShape& s) {
         dim[2].output *= dim[i].output;
         dim[i].input = dim[i].output = 1;
     }
-    return {forward_lattice(dim[0]), forward_lattice(dim[1]), forward_lattice(dim[2])};
+    return forward_lattices(merged);
 }
 
 template <typename S>

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "kernels/conv.h"
@@ -48,6 +49,10 @@ inline Lattice forward_lattice(const ConvDimension& d) {
         lattice.tap.push_back(t);
     }
     return lattice;
+}
+
+inline std::array<Lattice, 3> forward_lattices(const ConvShape& s) {
+    return {forward_lattice(s.dim[0]), forward_lattice(s.dim[1]), forward_lattice(s.dim[2])};
 }
 
 // One for each remainder that has pixels; `d.before` may be larger than any padding, or 0 for a padded input.

@@ -4,10 +4,13 @@
 //
 //   [plane of the first dimension][remainder along h][remainder along w][line][position]
 //
+// Or along w every tap has lines of its own, as long as a row of places: then rows follow each other without a gap.
+//
 // A pair holds a value of two neighbouring channels.
 #pragma once
 
 #include <array>
+#include <numeric>
 
 #include "core/gemm.h"
 #include "kernels/conv_lattice.h"
@@ -20,11 +23,19 @@ struct PlanarStrides {
 };
 
 // Positions of one dimension with the same remainder of the step: tap t reads position shift[t] + place of one of them.
+// Or `each_tap` has positions of its own, without a shift; its remainder is then any number.
 struct Remainders {
     std::vector<int64_t> values, of, shift;  // the remainders; of each tap, which of them and the shift
     int64_t least = 0, spread = 0;           // of the shifts
 
-    explicit Remainders(const Lattice& lattice) {
+    explicit Remainders(const Lattice& lattice, bool each_tap = false) : each_tap_(each_tap) {
+        if (each_tap) {
+            values = lattice.offset;
+            shift.assign(values.size(), 0);
+            of.resize(values.size());
+            std::iota(of.begin(), of.end(), int64_t{0});
+            return;
+        }
         for (const int64_t offset : lattice.offset) {
             const int64_t remainder = (offset % lattice.step + lattice.step) % lattice.step;
             const auto found = std::find(values.begin(), values.end(), remainder);
@@ -37,6 +48,10 @@ struct Remainders {
         spread = *std::max_element(shift.begin(), shift.end()) - least;
     }
     int64_t count() const { return static_cast<int64_t>(values.size()); }
+    bool by_remainder() const { return !each_tap_; }
+
+  private:
+    bool each_tap_;
 };
 
 template <typename S, typename Op>
@@ -46,8 +61,14 @@ class PlanarLines {
     static constexpr int width = kWidth<Acc>, per = Operand<Op>::kPerElement;
 
   public:
-    PlanarLines(const std::array<Lattice, 3>& lattice, PaddingMode mode, PlanarStrides source, int64_t channels)
-        : lattice_(lattice), mode_(mode), source_(source), channels_(channels), h_(lattice[1]), w_(lattice[2]) {}
+    PlanarLines(const std::array<Lattice, 3>& lattice, PaddingMode mode, PlanarStrides source, int64_t channels,
+                bool each_tap = false)
+        : lattice_(lattice),
+          mode_(mode),
+          source_(source),
+          channels_(channels),
+          h_(lattice[1]),
+          w_(lattice[2], each_tap) {}
 
     const std::array<Lattice, 3>& lattice() const { return lattice_; }
     int64_t taps() const { return lattice_[0].taps() * lattice_[1].taps() * lattice_[2].taps(); }
@@ -55,15 +76,20 @@ class PlanarLines {
     int64_t groups_of_channels() const { return (channels_ + per - 1) / per; }
     // From one line to the next where whole rows are read.
     int64_t whole_line() const { return lattice_[2].places + w_.spread; }
-    // At most, for `rows` rows in one plane.
-    int64_t size_for(int64_t rows) const {
-        return (spread(lattice_[0]) + 1) * h_.count() * w_.count() * (rows + h_.spread) * whole_line() + width;
+    // Vectors of all lines of a plane, of one channel.
+    double vectors_of_plane() const {
+        const int64_t lines = h_.count() * (lattice_[1].places + h_.spread) * w_.count();
+        return static_cast<double>(lines * ((whole_line() + width - 1) / width));
+    }
+    // At most, for `parts` parts of `rows` rows in one plane.
+    int64_t size_for(int64_t rows, int64_t parts = 1) const {
+        const int64_t lines = h_.count() * (rows + h_.spread);
+        return parts * (spread(lattice_[0]) + 1) * lines * w_.count() * whole_line() + width;
     }
 
     // Begins a layout for the places [low, high) along the last dimension.
     void begin(int64_t low, int64_t high) {
         low_ = low;
-        high_ = high;
         line_ = high - low + w_.spread;
         parts_.clear();
         lines_.clear();
@@ -99,19 +125,21 @@ class PlanarLines {
         mark_read(plane, p, d, h);
         return at(plane * h_.count() * height_, 0, 0) + (h - p.h) * line_;
     }
-    int64_t line() const { return line_; }
     int64_t low() const { return low_; }
     const std::vector<int64_t>& offsets() const { return offsets_; }  // of each tap
 
-    // Operands of one channel (or pair), and the whole vectors that are read behind them.
+    // Operands of one channel (or pair).
     int64_t size() const { return static_cast<int64_t>(lines_.size()) * w_.count() * line_ + width; }
+    // What is read behind the last channel: a vector, and by the taps of a place between two rows.
+    int64_t behind() const { return width + w_.spread; }
 
     // To be called when all rows have been asked for: lists what fill() does for each channel.
     void settle() {
         const int64_t step = lattice_[2].step, size = lattice_[2].source, begin = low_ + w_.least, end = begin + line_;
         spans_.clear();
         for (const int64_t remainder : w_.values) {
-            const int64_t inside = std::clamp<int64_t>(0, begin, end);
+            const int64_t before = remainder < 0 ? (step - 1 - remainder) / step : 0;
+            const int64_t inside = std::clamp(before, begin, end);
             spans_.push_back({remainder, inside, std::clamp((size - remainder + step - 1) / step, inside, end)});
         }
         jobs_.clear();
@@ -126,7 +154,7 @@ class PlanarLines {
         const int64_t between = height_ * line_;  // the remainders
         const int64_t step = lattice_[2].step;
         const bool simple = per == 1 && mode_ == PaddingMode::Zeros && lattice_[2].between == 1 && step <= 2 &&
-                            w_.count() == step && source_.pixel == 1;
+                            w_.by_remainder() && w_.count() == step && source_.pixel == 1;
         for (int64_t i = first; i < last; ++i, to += size()) {
             const S* const channel = source + i * per * source_.channel;
             const bool half = per > 1 && i * per + 1 >= channels_;
@@ -135,6 +163,7 @@ class PlanarLines {
                     for (int64_t r = 0; r < w_.count(); ++r) std::fill_n(to + at + r * between, line_, Op{});
                     continue;
                 }
+                if (i + 1 < last) prefetch(channel + per * source_.channel + from);
                 Op* line = to + at;
                 if constexpr (per == 1)
                     if (simple) {
@@ -144,12 +173,6 @@ class PlanarLines {
                 for (const Span& span : spans_) fill_line(channel + from, half, span, line), line += between;
             }
         }
-    }
-
-    // What fill() reads of a channel, line by line: ask() has the memory bring line `i` of jobs().
-    int64_t jobs() const { return static_cast<int64_t>(jobs_.size()); }
-    void ask(const S* source, int64_t channel, int64_t i) const {
-        if (jobs_[i].from != kOutside) prefetch(source + channel * per * source_.channel + jobs_[i].from);
     }
 
   private:
@@ -293,7 +316,7 @@ class PlanarLines {
     std::vector<Span> spans_;  // of each remainder along the last dimension
     std::vector<Job> jobs_;
     std::vector<int64_t> lines_, offsets_;  // lines_: where each begins in channel 0, or kUnread, kOutside
-    int64_t low_ = 0, high_ = 0, line_ = 0, height_ = 0;
+    int64_t low_ = 0, line_ = 0, height_ = 0;
 };
 
 }  // namespace pykernels

@@ -31,31 +31,15 @@ class PlanarProduct {
         const Range mine = share(vectors * call_.groups, team.rank / across, along);
         const Range rows = share(call_.rows, team.rank % across, across, kTileRows);
         if (mine.size() <= 0 || rows.size() <= 0) return;
-        int64_t most = 0;  // vectors of a block
-        // one block ahead
-        struct Block {
-            Plan plan;
-            int64_t group, end;
-        };
-        Block blocks[2] = {{plan_, 0, 0}, {plan_, 0, 0}};
-        const auto source = [&](const Block& b) { return call_.source + b.group * call_.channels * call_.pixels(); };
-        const auto choose = [&](int64_t at, Block& b) {
-            b.group = at / vectors;
-            const int64_t first = b.group * vectors, last = std::min(mine.end - first, vectors);
-            const int64_t next = b.plan.block_end(at - first, last, most);
-            b.plan.plan(at - first, next, kTileVectors);
-            b.end = first + next;
-        };
         PlanarTiles<Call> tiles(call_, plan_, rows);
-        most = tiles.most();
-        choose(mine.begin, blocks[0]);
-        for (int i = 0;; i = 1 - i) {
-            Block &block = blocks[i], &after = blocks[1 - i];
-            const bool more = block.end < mine.end;
-            if (more) choose(block.end, after);
-            tiles.block(block.plan, block.group, source(block), call_.out + block.group * call_.rows * call_.extent(),
-                        more ? &after.plan : nullptr, more ? source(after) : nullptr);
-            if (!more) return;
+        Plan plan = plan_;
+        for (int64_t at = mine.begin; at < mine.end;) {
+            const int64_t group = at / vectors, first = group * vectors, last = std::min(mine.end - first, vectors);
+            const int64_t next = plan.block_end(at - first, last, tiles.most());
+            plan.plan(at - first, next, kTileVectors);
+            tiles.block(plan, group, call_.source + group * call_.channels * call_.pixels(),
+                        call_.out + group * call_.rows * call_.extent());
+            at = first + next;
         }
     }
 

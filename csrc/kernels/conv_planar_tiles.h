@@ -45,29 +45,6 @@ struct PlanarResults {
     }
 };
 
-// Lines that are read next, asked for a few at a time.
-template <typename Plan, typename S>
-class Upcoming {
-  public:
-    // Of `count` channels from `first` on, if there are so many.
-    Upcoming(const Plan* plan, const S* source, int64_t first, int64_t count, int64_t all)
-        : plan_(plan), source_(source), channel_(first), end_(plan ? std::min(first + count, all) : first) {}
-    void in_turns(int64_t turns) {
-        if (channel_ < end_) each_ = ((end_ - channel_) * plan_->lines().jobs() + turns - 1) / turns;
-    }
-    void ask() {
-        for (int64_t i = 0; i < each_ && channel_ < end_; ++i) {
-            plan_->lines().ask(source_, channel_, line_);
-            if (++line_ == plan_->lines().jobs()) line_ = 0, ++channel_;
-        }
-    }
-
-  private:
-    const Plan* plan_;
-    const S* source_;
-    int64_t channel_, end_, line_ = 0, each_ = 0;
-};
-
 // A thread's workspace, and what it does with a planned block.
 template <typename Call>
 class PlanarTiles {
@@ -90,8 +67,11 @@ class PlanarTiles {
         const int64_t together =
             std::clamp<int64_t>(windows ? kPatchBytes / (pairs * windows) : kMostPanels, 1, kMostPanels);
         most_ = std::min(together * kTileVectors, plan.vectors());
-        const int64_t row = std::max<int64_t>(plan.flat() ? plan.lines().whole_line() : call_.lattice[2].places, 1);
-        const int64_t lines = plan.lines().size_for(most_ * width / row + 2) * bytes;
+        const auto& [d, h, w] = call_.lattice;
+        const int64_t row = std::max<int64_t>(plan.flat() ? plan.lines().whole_line() : w.places, 1);
+        const int64_t rows_of_block = most_ * width / row + 2, rows_of_plane = std::max<int64_t>(h.places, 1);
+        const int64_t planes = plan.flat() ? 1 : rows_of_block / rows_of_plane + 2;
+        const int64_t lines = plan.lines().size_for(std::min(rows_of_block, rows_of_plane), planes) * bytes;
         const int64_t fit = std::max<int64_t>(kPatchBytes / std::max(lines, windows * together), 1);
         const int64_t chunks = (pairs + fit - 1) / fit;
         channels_ = (pairs + chunks - 1) / chunks;
@@ -100,12 +80,10 @@ class PlanarTiles {
     }
     int64_t most() const { return most_; }  // vectors of a block
 
-    // `source`: the group's first channel; `out`: the group's first row. While it multiplies, asks for the lines that
-    // come next: of more channels, or of the block after this one.
-    void block(const Plan& plan, int64_t group, const S* source, Out* out, const Plan* after = nullptr,
-               const S* source_after = nullptr) {
+    // `source`: the group's first channel; `out`: the group's first row.
+    void block(const Plan& plan, int64_t group, const S* source, Out* out) {
         const auto& lines = plan.lines();
-        const int64_t size = channels_ * lines.size() + width, pairs = call_.pairs();
+        const int64_t size = channels_ * lines.size() + lines.behind(), pairs = call_.pairs();
         if (size > lines_size_) lines_ = Buffer<Op>(size), lines_size_ = size;
         for (int64_t c = 0; c == 0 || c < pairs; c += channels_) {
             const int64_t last = std::min(c + channels_, pairs);
@@ -114,13 +92,9 @@ class PlanarTiles {
                 list_offsets(lines, last - c);
             else
                 ColumnGather<S, Op>::run(plan, lines_, last - c, windows_);
-            Upcoming<Plan, S> upcoming(last < pairs ? &plan : after, last < pairs ? source : source_after,
-                                       last < pairs ? last : 0, channels_, pairs);
-            upcoming.in_turns((rows_.size() + kTileRows - 1) / kTileRows * static_cast<int64_t>(plan.panels().size()));
             for_row_tiles(rows_.size(), [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
                 int64_t p = 0;
                 for (const auto& panel : plan.panels()) {
-                    upcoming.ask();
                     with_vectors(panel.vectors, [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                         tile<Rows, Vectors>(plan, panel, p, group, rows_.begin + row, {c, last}, out);
                     });
@@ -208,11 +182,12 @@ class PlanarTiles {
 // The images of one call, one after the other.
 template <typename Call>
 ColumnPlan<typename Call::S, typename Call::Op> plan_for(const Call& call) {
-    using Plan = ColumnPlan<typename Call::S, typename Call::Op>;
-    const PlanarLines<typename Call::S, typename Call::Op> lines(
-        call.lattice, call.mode, {call.groups * call.channels * call.pixels(), call.pixels()}, call.channels);
-    const bool flat = Plan::prefers_flat(lines, call.batch, call.rows);
-    return {lines, call.batch, call.groups * call.rows * call.extent(), flat};
+    using Lines = PlanarLines<typename Call::S, typename Call::Op>;
+    const PlanarStrides strides{call.groups * call.channels * call.pixels(), call.pixels()};
+    const Lines lines(call.lattice, call.mode, strides, call.channels);
+    const Lines by_tap(call.lattice, call.mode, strides, call.channels, true);
+    return ColumnPlan<typename Call::S, typename Call::Op>::cheapest(
+        lines, by_tap, call.batch, call.groups * call.rows * call.extent(), call.rows);
 }
 
 }  // namespace pykernels

@@ -1,6 +1,7 @@
 // The largest of sums with a bias is the largest sum with the bias, and so with ReLU: both come after pooling.
 #include "kernels/conv_pool.h"
 
+#include <cmath>
 #include <limits>
 
 #include "kernels/conv_planar_tiles.h"
@@ -44,17 +45,8 @@ class ConvolvedImages {
   private:
     void part(const Range& images, const Range& rows) const {
         const Buffer<Acc> sums(s_.out_channels * s_.places());
-        const Call product{{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])},
-                           s_.mode,
-                           1,
-                           s_.groups,
-                           s_.in_channels,
-                           s_.out_channels,
-                           call_.conv.input,
-                           weights_.data(),
-                           nullptr,
-                           false,
-                           sums.get()};
+        const Call product{forward_lattices(s_), s_.mode,         1,       s_.groups, s_.in_channels, s_.out_channels,
+                           call_.conv.input,     weights_.data(), nullptr, false,     sums.get()};
         // an image's blocks are planned once for all images
         const Plan whole = plan_for(product);
         PlanarTiles<Call> tiles(product, whole, rows);
@@ -73,11 +65,18 @@ class ConvolvedImages {
                 for (const auto& block : blocks)
                     tiles.block(block, g, call_.conv.input + pair * s_.in_channels * s_.pixels(), sums);
                 for (int64_t k = rows.begin; k < rows.end; ++k) {
+                    add_infinite(sums + k * s_.places(), g * s_.out_channels + k);
                     max_pool_plane<Acc>(sums + k * s_.places(), call_.columns.in, call_.rows, line, pooled,
                                         call_.columns.out);
                     finish(pooled, g * s_.out_channels + k, pair * s_.out_channels + k);
                 }
             }
+    }
+
+    // With -infinity among the sums, an infinite bias does not commute with the maximum: it is added before, too.
+    void add_infinite(Acc* plane, int64_t channel) const {
+        if (!call_.conv.bias || std::isfinite(call_.conv.bias[channel])) return;
+        for (int64_t i = 0; i < s_.places(); ++i) plane[i] += call_.conv.bias[channel];
     }
 
     void finish(const Acc* pooled, int64_t channel, int64_t plane) const {

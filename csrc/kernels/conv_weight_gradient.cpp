@@ -185,7 +185,7 @@ class WeightGradient {
     explicit WeightGradient(const ConvWeightGradient<S>& call)
         : call_(call),
           s_(call.shape),
-          lattice_{forward_lattice(s_.dim[0]), forward_lattice(s_.dim[1]), forward_lattice(s_.dim[2])},
+          lattice_(forward_lattices(s_)),
           columns_(s_.batch * s_.places()),
           all_rows_(s_.in_channels * s_.taps()),
           padded_((s_.out_channels + width - 1) / width * width) {

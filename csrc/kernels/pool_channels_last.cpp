@@ -1,5 +1,7 @@
 // Pooling where the channels of one position lie beside each other: they are the lanes, windows are walked element by
 // element.
+#include <cmath>
+
 #include "kernels/pool_contiguous.h"
 
 namespace pykernels {
@@ -125,40 +127,74 @@ void max_with_places(const MaxPoolForward<S>& call) {
     });
 }
 
-// A window that holds a position: where its gradient lies, and what it says of the position.
-template <typename Say>
-struct Holder {
-    int64_t at;
-    Say say;
+// The same for windows of more places than lanes can count.
+template <typename S>
+void max_one_by_one(const MaxPoolForward<S>& call) {
+    using Acc = Accumulator<S>;
+    const PoolShape& s = call.shape;
+    const Steps step(s);
+    int64_t* const places = static_cast<int64_t*>(call.places.data);
+    each_window(s, [&](int64_t at, int64_t, int64_t, int64_t, const Elements& e) {
+        for (int64_t c = 0; c < s.channels; ++c) {
+            Acc best = MaximumOf<Acc>::kNothing;
+            int64_t place = -1;
+            each_row_of(e, step, [&](int64_t offset, int64_t kd, int64_t kh) {
+                const int64_t first = (kd * s.rows.kernel + kh) * s.columns.kernel;
+                for (int64_t k = e.columns.begin; k < e.columns.end; ++k) {
+                    const Acc next = static_cast<Acc>(call.input[offset + c + k * step.columns]);
+                    if (place < 0 || next > best || std::isnan(next)) best = next, place = first + k;
+                }
+            });
+            call.out[at + c] = static_cast<S>(best);
+            places[at + c] = std::max<int64_t>(place, 0);
+        }
+    });
+}
+
+// The windows that hold a position: each of some rows of windows with each of some of their columns. `at` of both,
+// added, is where a window's gradient lies; first_place and tap, added, the position's place in it.
+struct WindowRow {
+    int64_t at, d, h, first_place;
+};
+struct WindowColumn {
+    int64_t at, w, tap;
+};
+struct Holders {
+    const std::vector<WindowRow>& rows;
+    const WindowColumn *begin, *end;
+
+    template <typename Visit>
+    [[gnu::always_inline]] void each(const Visit& visit) const {
+        for (const auto& row : rows)
+            for (const auto* column = begin; column < end; ++column) visit(row, *column);
+    }
 };
 
-// For every position of the input: row(offset, holders), where say(d, h, w, place) is noted of each window that holds
-// it.
-template <typename Say, typename Note, typename Put>
-void each_position(const PoolShape& s, const Note& note, const Put& put) {
-    const int64_t rows = s.batch * s.depth.in * s.rows.in;
-    struct OfRow {
-        int64_t d, h, first_place;
-    };
+// Runs position(offset, holders) for every position of the input.
+template <typename Position>
+void each_position(const PoolShape& s, const Position& position) {
     const PoolAxes axes(s, true);
     const PoolAxis width(s.columns, true);
+    std::vector<WindowColumn> columns;
+    std::vector<int64_t> first(s.columns.in + 1);  // of each position's
+    for (int64_t w = 0; w < s.columns.in; ++w) {
+        first[w] = std::ssize(columns);
+        for (int64_t ow = width.holders(w).begin; ow < width.holders(w).end; ++ow)
+            if (const int64_t k = width.tap(ow, w); k >= 0) columns.push_back({ow * s.channels, ow, k});
+    }
+    first[s.columns.in] = std::ssize(columns);
     parallel_region(threads_for(pool_work(s), kPoolGrain), [&](const Team& team) {
-        std::vector<OfRow> above;
-        std::vector<Holder<Say>> holders;
-        each_row(share(rows, team.rank, team.size), s.depth.in, s.rows.in, [&](int64_t n, int64_t d, int64_t h) {
+        std::vector<WindowRow> above;
+        const Range own = share(s.batch * s.depth.in * s.rows.in, team.rank, team.size);
+        each_row(own, s.depth.in, s.rows.in, [&](int64_t n, int64_t d, int64_t h) {
             above.clear();
-            axes.each_holder(s, d, h, [&](int64_t od, int64_t oh, int64_t place) { above.push_back({od, oh, place}); });
-            for (int64_t w = 0; w < s.columns.in; ++w) {
-                holders.clear();
-                const PoolRange& beside = width.holders(w);
-                for (const OfRow& row : above)
-                    for (int64_t ow = beside.begin; ow < beside.end; ++ow)
-                        if (const int64_t k = width.tap(ow, w); k >= 0)
-                            holders.push_back(
-                                {(((n * s.depth.out + row.d) * s.rows.out + row.h) * s.columns.out + ow) * s.channels,
-                                 note(row.d, row.h, ow, row.first_place + k)});
-                put((((n * s.depth.in + d) * s.rows.in + h) * s.columns.in + w) * s.channels, holders);
-            }
+            axes.each_holder(s, d, h, [&](int64_t od, int64_t oh, int64_t place) {
+                const int64_t row = (n * s.depth.out + od) * s.rows.out + oh;
+                above.push_back({row * s.columns.out * s.channels, od, oh, place});
+            });
+            int64_t at = ((n * s.depth.in + d) * s.rows.in + h) * s.columns.in * s.channels;
+            for (int64_t w = 0; w < s.columns.in; ++w, at += s.channels)
+                position(at, Holders{above, columns.data() + first[w], columns.data() + first[w + 1]});
         });
     });
 }
@@ -167,21 +203,36 @@ template <typename S, typename Place>
 void max_gradient(const MaxPoolBackward<S>& call) {
     using Acc = Accumulator<S>;
     using V = Vec<Acc>;
-    const PoolShape& s = call.shape;
     const Place* const places = static_cast<const Place*>(call.places.data);
-    const auto note = [](int64_t, int64_t, int64_t, int64_t place) { return place; };
-    each_position<int64_t>(s, note, [&](int64_t at, const std::vector<Holder<int64_t>>& holders) {
-        each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+    each_position(call.shape, [&](int64_t at, const Holders& holders) {
+        each_run<Acc, 4>(call.shape.channels, [&]<int kRun>(int64_t c, int used) {
             V sum[kRun];
             for (V& one : sum) one = V(Acc(0));
-            for (const auto& holder : holders)
+            holders.each([&](const WindowRow& row, const WindowColumn& column) {
                 for (int i = 0; i < kRun; ++i) {
-                    const int64_t from = holder.at + c + i * kWidth<Acc>;
-                    sum[i] =
-                        add_where(places + from, holder.say, load_as<Acc>(call.grad_out + from, used), sum[i], used);
+                    const int64_t from = row.at + column.at + c + i * kWidth<Acc>;
+                    sum[i] = add_where(places + from, row.first_place + column.tap,
+                                       load_as<Acc>(call.grad_out + from, used), sum[i], used);
                 }
+            });
             for (int i = 0; i < kRun; ++i) store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
         });
+    });
+}
+
+template <typename S>
+void max_gradient_one_by_one(const MaxPoolBackward<S>& call) {
+    using Acc = Accumulator<S>;
+    const int64_t* const places = static_cast<const int64_t*>(call.places.data);
+    each_position(call.shape, [&](int64_t at, const Holders& holders) {
+        for (int64_t c = 0; c < call.shape.channels; ++c) {
+            Acc sum(0);
+            holders.each([&](const WindowRow& row, const WindowColumn& column) {
+                const int64_t from = row.at + column.at + c;
+                if (places[from] == row.first_place + column.tap) sum += static_cast<Acc>(call.grad_out[from]);
+            });
+            call.grad_input[at + c] = static_cast<S>(sum);
+        }
     });
 }
 
@@ -193,6 +244,34 @@ Acc divisor_of(const PoolShape& s, const PoolDivisor& divisor, int64_t d, int64_
                             s.columns.count(w, divisor.padded));
 }
 
+template <typename S>
+void mean_gradient(const AvgPoolBackward<S>& call) {
+    using Acc = Accumulator<S>;
+    using V = Vec<Acc>;
+    const PoolShape& s = call.shape;
+    const auto counts = [&](const PoolDimension& d) {
+        std::vector<int64_t> of(d.out);
+        for (int64_t o = 0; o < d.out; ++o) of[o] = d.count(o, call.divisor.padded);
+        return of;
+    };
+    const auto depth = counts(s.depth), rows = counts(s.rows), columns = counts(s.columns);
+    each_position(s, [&](int64_t at, const Holders& holders) {
+        each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
+            V sum[kRun];
+            for (V& one : sum) one = V(Acc(0));
+            holders.each([&](const WindowRow& row, const WindowColumn& column) {
+                const int64_t count = depth[row.d] * rows[row.h] * columns[column.w];
+                const V share(Acc(1) / static_cast<Acc>(call.divisor.instead ? call.divisor.instead : count));
+                for (int i = 0; i < kRun; ++i) {
+                    const V grad = load_as<Acc>(call.grad_out + row.at + column.at + c + i * kWidth<Acc>, used);
+                    sum[i] = at::vec::fmadd(grad, share, sum[i]);
+                }
+            });
+            for (int i = 0; i < kRun; ++i) store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
+        });
+    });
+}
+
 }  // namespace
 
 template <typename Call>
@@ -202,11 +281,13 @@ void pool_channels_last(const Call& call) {
     using V = Vec<Acc>;
     const PoolShape& s = call.shape;
     if constexpr (std::is_same_v<Call, MaxPoolForward<S>>) {
+        if (call.places.data && s.places() > kLanePlaces) return max_one_by_one(call);
         if (call.places.data)
             return call.places.wide ? max_with_places<S, int64_t>(call) : max_with_places<S, uint8_t>(call);
         const auto as_it_is = [](int64_t, int64_t, int64_t) { return [](const V& found) { return found; }; };
         put_together<MaximumOf<Acc>, false>(s, call.input, call.out, as_it_is);
     } else if constexpr (std::is_same_v<Call, MaxPoolBackward<S>>) {
+        if (s.places() > kLanePlaces) return max_gradient_one_by_one(call);
         call.places.wide ? max_gradient<S, int64_t>(call) : max_gradient<S, uint8_t>(call);
     } else if constexpr (std::is_same_v<Call, AvgPoolForward<S>>) {
         const auto mean = [&](int64_t d, int64_t h, int64_t w) {
@@ -215,22 +296,7 @@ void pool_channels_last(const Call& call) {
         s.places() > 64 ? put_together<SumOf<Acc>, true>(s, call.input, call.out, mean)
                         : put_together<SumOf<Acc>, false>(s, call.input, call.out, mean);
     } else {
-        const auto note = [&](int64_t d, int64_t h, int64_t w, int64_t) {
-            return Acc(1) / divisor_of<Acc>(s, call.divisor, d, h, w);
-        };
-        each_position<Acc>(s, note, [&](int64_t at, const std::vector<Holder<Acc>>& holders) {
-            each_run<Acc, 4>(s.channels, [&]<int kRun>(int64_t c, int used) {
-                V sum[kRun];
-                for (V& one : sum) one = V(Acc(0));
-                for (const auto& holder : holders)
-                    for (int i = 0; i < kRun; ++i) {
-                        const V grad = load_as<Acc>(call.grad_out + holder.at + c + i * kWidth<Acc>, used);
-                        sum[i] = at::vec::fmadd(grad, V(holder.say), sum[i]);
-                    }
-                for (int i = 0; i < kRun; ++i)
-                    store_as<Acc, S>(call.grad_input + at + c + i * kWidth<Acc>, sum[i], used);
-            });
-        });
+        mean_gradient(call);
     }
 }
 

@@ -1,6 +1,8 @@
 #include "kernels/unfold.h"
 
-#include "kernels/conv_depthwise.h"
+#include "core/scratch.h"
+#include "kernels/conv_parts.h"
+#include "kernels/conv_row_blocks.h"
 
 namespace pykernels {
 namespace {
@@ -10,8 +12,7 @@ template <typename S>
 void unfold_image(const Unfold<S>& call) {
     using Acc = Accumulator<S>;
     const ConvShape& s = call.shape;
-    const std::array<Lattice, 3> lattice{forward_lattice(s.dim[0]), forward_lattice(s.dim[1]),
-                                         forward_lattice(s.dim[2])};
+    const auto lattice = forward_lattices(s);
     const int64_t pairs = s.batch * s.in_channels, columns = s.dim[2].output;
     const RowBlocks<S> all(lattice, s.mode, s.pixels(), 1);
     const double work = static_cast<double>(pairs * s.places()) * static_cast<double>(s.taps());

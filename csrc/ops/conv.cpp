@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/by_type.h"
+#include "ops/recycled.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -20,7 +21,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& 
                bool relu) {
     ConvSizes sizes = given;
     const auto format = layout(sizes);
-    const Tensor out = at::empty(sizes.output, input.options().memory_format(format));
+    const Tensor out = empty_recycled(sizes.output, input.options(), format);
     const Tensor x = input.contiguous(format), w = weight.contiguous(format);
     by_type(input, [&]<typename S>(S) {
         using Acc = typename ConvForward<S>::Acc;
@@ -34,7 +35,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& 
 Tensor input_gradient(const Tensor& grad, const Tensor& weight, const ConvSizes& given) {
     ConvSizes sizes = given;
     const auto format = layout(sizes);
-    const Tensor out = at::empty(sizes.input, grad.options().memory_format(format));
+    const Tensor out = empty_recycled(sizes.input, grad.options(), format);
     const Tensor g = grad.contiguous(format), w = weight.contiguous(format);
     by_type(grad, [&]<typename S>(S) {
         conv_input_gradient(
@@ -47,7 +48,7 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& input, const Tensor& gr
                                            bool need_bias) {
     ConvSizes sizes = given;
     const auto format = layout(sizes);
-    const Tensor out = at::empty(sizes.weight, input.options().memory_format(format));
+    const Tensor out = empty_recycled(sizes.weight, input.options(), format);
     const Tensor bias = at::empty({need_bias ? sizes.weight[0] : 0}, input.options());
     const Tensor x = input.contiguous(format), g = grad.contiguous(format);
     by_type(input, [&]<typename S>(S) {

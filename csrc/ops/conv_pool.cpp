@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "ops/by_type.h"
+#include "ops/recycled.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -15,7 +16,7 @@ Tensor run(const Tensor& input, const Tensor& weight, const OptionalTensor& bias
            const ConvPoolSizes& sizes) {
     ConvShape shape = sizes.conv.shape;
     shape.channels_last = false;  // planes are pooled one by one
-    const Tensor out = at::empty(sizes.pool.output, input.options());
+    const Tensor out = empty_recycled(sizes.pool.output, input.options());
     const Tensor x = input.contiguous(), w = weight.contiguous();
     by_type(input, [&]<typename S>(S) {
         using Acc = typename ConvForward<S>::Acc;

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "ops/by_type.h"
+#include "ops/recycled.h"
 #include "ops/registry.h"
 
 namespace pykernels {
@@ -40,8 +41,8 @@ class Held {
 
 LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNormSizes& s) {
     const auto options = args.input.options();
-    const Tensor out = at::empty(args.input.sizes(), options);
-    const Tensor total = s.adds ? at::empty(args.input.sizes(), options) : at::empty({0}, options);
+    const Tensor out = empty_recycled(args.input.sizes(), options);
+    const Tensor total = s.adds ? empty_recycled(args.input.sizes(), options) : at::empty({0}, options);
     const Tensor stats = at::empty(layer_norm_stats_shape(args), options.dtype(s.sums));
     by_type(args.input, [&]<typename S>(S) {
         LayerNormForward<S> call;
@@ -63,8 +64,8 @@ LayerNormForwardResult normalize(const LayerNormArguments& args, const LayerNorm
 
 LayerNormBackwardResult gradients(const LayerNormGiven& given, const LayerNormSizes& s) {
     const auto options = given.total.options();
-    const Tensor grad_total = at::empty(given.total.sizes(), options);
-    const Tensor grad_input = s.adds ? at::empty(given.total.sizes(), options) : at::empty({0}, options);
+    const Tensor grad_total = empty_recycled(given.total.sizes(), options);
+    const Tensor grad_input = s.adds ? empty_recycled(given.total.sizes(), options) : at::empty({0}, options);
     const auto wanted = [&](bool want) {
         return want ? at::empty(given.normalized_shape, options.dtype(s.sums)) : at::empty({0}, options.dtype(s.sums));
     };

@@ -5,43 +5,24 @@
 
 #include <torch/library.h>
 
-#include "core/scratch.h"
+#include "ops/by_type.h"
+#include "ops/recycled.h"
 #include "ops/registry.h"
-#include "ops/run.h"
 
 namespace pykernels {
 namespace {
 
-// run(T()) with the storage type.
-template <typename Run>
-auto by_type(const Tensor& tensor, const Run& run) {
-    switch (tensor.scalar_type()) {
-        case at::kDouble:
-            return run(double());
-        case at::kFloat:
-            return run(float());
-        case at::kHalf:
-            return run(c10::Half());
-        default:
-            return run(c10::BFloat16());
-    }
-}
-
-// Like the output, in memory that the next call finds again.
-Tensor empty_places(const PoolSizes& s, const at::TensorOptions& options) {
-    if (s.format == at::MemoryFormat::Contiguous) return empty_kept(true, s.output, options);
-    auto size = s.output;
-    std::rotate(size.begin() + 1, size.begin() + 2, size.end());
-    return empty_kept(true, size, options).movedim(-1, 1);
+Tensor empty(const PoolSizes& s, at::IntArrayRef size, const at::TensorOptions& options) {
+    return empty_recycled(size, options, s.format);
 }
 
 PoolPlaces places_of(const Tensor& places, const PoolSizes& s) { return {places.data_ptr(), s.wide}; }
 
 struct Cpu {
     static MaxPoolForwardResult max_forward(const Tensor& input, bool keep, const PoolSizes& s) {
-        const Tensor dense = s.formatted(input), out = s.empty(s.output, input.options());
+        const Tensor dense = s.formatted(input), out = empty(s, s.output, input.options());
         const auto options = input.options().dtype(s.places());
-        const Tensor places = keep ? empty_places(s, options) : at::empty({0}, options);
+        const Tensor places = keep ? empty(s, s.output, options) : at::empty({0}, options);
         by_type(input, [&]<typename S>(S) {
             max_pool_forward(MaxPoolForward<S>{s.shape, dense.const_data_ptr<S>(), out.data_ptr<S>(),
                                                keep ? places_of(places, s) : PoolPlaces{nullptr, s.wide}});
@@ -50,7 +31,7 @@ struct Cpu {
     }
 
     static Tensor max_backward(const Tensor& grad, const Tensor& places, const PoolSizes& s) {
-        const Tensor dense = s.formatted(grad), kept = s.formatted(places), found = s.empty(s.input, grad.options());
+        const Tensor dense = s.formatted(grad), kept = s.formatted(places), found = empty(s, s.input, grad.options());
         by_type(grad, [&]<typename S>(S) {
             max_pool_backward(
                 MaxPoolBackward<S>{s.shape, dense.const_data_ptr<S>(), places_of(kept, s), found.data_ptr<S>()});
@@ -59,7 +40,7 @@ struct Cpu {
     }
 
     static Tensor max_gather(const Tensor& input, const Tensor& places, const PoolSizes& s) {
-        const Tensor dense = s.formatted(input), kept = s.formatted(places), out = s.empty(s.output, input.options());
+        const Tensor dense = s.formatted(input), kept = s.formatted(places), out = empty(s, s.output, input.options());
         by_type(input, [&]<typename S>(S) {
             max_pool_gather(
                 MaxPoolGather<S>{s.shape, places_of(kept, s), dense.const_data_ptr<S>(), out.data_ptr<S>()});
@@ -68,13 +49,13 @@ struct Cpu {
     }
 
     static Tensor max_indices(const Tensor& places, const PoolSizes& s) {
-        const Tensor kept = s.formatted(places), out = s.empty(s.output, places.options().dtype(at::kLong));
+        const Tensor kept = s.formatted(places), out = empty(s, s.output, places.options().dtype(at::kLong));
         max_pool_indices(MaxPoolIndices{s.shape, places_of(kept, s), out.data_ptr<int64_t>()});
         return out;
     }
 
     static Tensor avg_forward(const Tensor& input, bool padded, int64_t divisor, const PoolSizes& s) {
-        const Tensor dense = s.formatted(input), out = s.empty(s.output, input.options());
+        const Tensor dense = s.formatted(input), out = empty(s, s.output, input.options());
         by_type(input, [&]<typename S>(S) {
             avg_pool_forward(
                 AvgPoolForward<S>{s.shape, {padded, divisor}, dense.const_data_ptr<S>(), out.data_ptr<S>()});
@@ -83,7 +64,7 @@ struct Cpu {
     }
 
     static Tensor avg_backward(const Tensor& grad, bool padded, int64_t divisor, const PoolSizes& s) {
-        const Tensor dense = s.formatted(grad), found = s.empty(s.input, grad.options());
+        const Tensor dense = s.formatted(grad), found = empty(s, s.input, grad.options());
         by_type(grad, [&]<typename S>(S) {
             avg_pool_backward(
                 AvgPoolBackward<S>{s.shape, {padded, divisor}, dense.const_data_ptr<S>(), found.data_ptr<S>()});
@@ -93,7 +74,7 @@ struct Cpu {
 
     static Tensor unpool(const Tensor& input, const Tensor& indices, const MaxUnpoolSizes& s) {
         const Tensor dense = input.contiguous(s.format), where = indices.contiguous(s.format);
-        const Tensor out = at::empty(s.output, input.options(), s.format);
+        const Tensor out = empty_recycled(s.output, input.options(), s.format);
         by_type(input, [&]<typename S>(S) {
             check_unpool_indices(
                 max_unpool(MaxUnpool<S>{s.planes, s.channels, s.in_plane, s.out_plane, dense.const_data_ptr<S>(),

@@ -2,21 +2,17 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 
 #include "core/scratch.h"
 #include "kernels/recurrent.h"
 #include "ops/recurrent.h"
+#include "ops/recycled.h"
 
 namespace pykernels {
 
-// What forward keeps for backward or hands to the next operator, or [0] if it is not to: large ones lie in memory that
-// the next call finds again.
+// What forward keeps for backward or hands to the next operator, or [0] if it is not to.
 inline Tensor empty_kept(bool keep, at::IntArrayRef shape, const at::TensorOptions& options) {
-    if (!keep) return at::empty({0}, options);
-    const auto bytes = static_cast<std::size_t>(c10::multiply_integers(shape)) * options.dtype().itemsize();
-    if (bytes < 4 * kScratchBlock) return at::empty(shape, options);
-    return at::from_blob(take_scratch(bytes), shape, give_scratch, options);
+    return keep ? empty_recycled(shape, options) : at::empty({0}, options);
 }
 
 // Keeps the dense copies that a call points into.

@@ -6,19 +6,20 @@
 #include <torch/library.h>
 
 #include "ops/by_type.h"
+#include "ops/recycled.h"
 #include "ops/registry.h"
 
 namespace pykernels {
 namespace {
 
 Tensor unfold_image(const Tensor& image, const UnfoldSizes& sizes) {
-    const Tensor out = at::empty(sizes.columns, image.options()), x = image.contiguous();
+    const Tensor out = empty_recycled(sizes.columns, image.options()), x = image.contiguous();
     by_type(image, [&]<typename S>(S) { unfold(Unfold<S>{sizes.shape, x.const_data_ptr<S>(), out.data_ptr<S>()}); });
     return out;
 }
 
 Tensor fold_columns(const Tensor& columns, const UnfoldSizes& sizes) {
-    const Tensor out = at::empty(sizes.image, columns.options()), x = columns.contiguous();
+    const Tensor out = empty_recycled(sizes.image, columns.options()), x = columns.contiguous();
     by_type(columns, [&]<typename S>(S) { fold(Fold<S>{sizes.shape, x.const_data_ptr<S>(), out.data_ptr<S>()}); });
     return out;
 }
