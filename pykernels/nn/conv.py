@@ -62,7 +62,9 @@ class _Conv(nn.modules.conv._ConvNd):
         padding: Any = self.padding
         if self.padding_mode != "zeros":  # then torch's goes by what its constructor made of it
             flat = self._reversed_padding_repeated_twice
-            padding = tuple(zip(flat[-2::-2], flat[::-2], strict=False))
+            before, padding = flat[-2::-2], flat[::-2]
+            if before != padding:
+                padding = tuple(zip(before, padding, strict=False))
             if len(flat) != 2 * len(self.kernel_size) or min(flat) < 0:
                 input, padding = F.pad(input, flat, mode=self.padding_mode), 0
         return type(self)._convolution(
