@@ -7,6 +7,7 @@ Ours have torch's parameters and attributes, so a module of torch becomes ours b
 from __future__ import annotations
 
 import collections
+import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import _native, nn
 from .nn._varied import VARIANTS
+from .reference.conv_arguments import is_torchs_padding
 
 __all__ = ["Replacement", "replace", "replacements", "restore"]
 
@@ -32,6 +34,18 @@ OURS: dict[type[Module], type[Module]] = {
 """The class of ours for each class of torch whose place it takes."""
 _THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 _NAMES = {theirs.__name__: theirs for theirs in OURS}
+
+
+def _code(theirs: type[Module]) -> dict[str, Any]:
+    """What of torch's class computes and ours does otherwise. (Not how it is made, drawn or shown.)"""
+    between = [vars(cls) for cls in OURS[theirs].__mro__ if cls.__module__.startswith("pykernels.")]
+    names = {"forward", *(name for own in between for name in own if not name.startswith("__"))}
+    names -= {"reset_parameters", "extra_repr", "flatten_parameters"}
+    return {name: inspect.getattr_static(theirs, name, None) for name in sorted(names)}
+
+
+_CODE = {theirs: _code(theirs) for theirs in OURS}
+"""As it was when this package was imported: who has changed it since wants that run."""
 
 _UNVARIED: dict[str, Any] = {name: False if name == "layer_norm" else 0.0 for name in VARIANTS}
 OWN: dict[type[Module], dict[str, Any]] = {
@@ -79,7 +93,7 @@ def replace(
     These are left as they are:
 
     - subclasses of torch's modules, which may do something else (`torch.nn.utils.parametrize`'s are no others), and
-      objects with a `forward` of their own;
+      objects with a `forward` of their own, or whose class of torch was given another since `pykernels` was imported;
     - quantized and lazy modules, TorchScript, and modules in a `torch.fx.GraphModule`;
     - modules with dtypes, devices or kinds of tensors that there are no kernels for;
     - modules with an attribute by whose name ours has something else.
@@ -89,11 +103,13 @@ def replace(
 
     Dropout draws other random numbers than torch's. `isinstance(m, torch.nn.LSTM)` is false afterwards (likewise for
     `GRU`, `RNN` and the cells: ours are `torch.nn.RNNBase` and `RNNCellBase`), so that tools that go by the class, as
-    quantization and exports to ONNX do, want the model restored. Wrap in FSDP after it, not before.
+    quantization and exports to ONNX do, want the model restored; so does `torch.jit.script`.
+    Wrap in FSDP after it, not before.
 
     Args:
         model: the model, or a single module.
         only: replace but these: a class or a name in the model, or several. They stand for all that is inside as well.
+            A class of ours stands for torch's too.
         exclude: do not replace these.
 
     Returns:
@@ -204,11 +220,12 @@ def _modules(model: Module) -> list[tuple[str, Module]]:
 def _choose(model: Module, chosen: Chosen | Iterable[Chosen]) -> set[int]:
     """The identities of the modules that are meant."""
     found: set[int] = set()
-    for one in (chosen,) if isinstance(chosen, (type, str)) else chosen:
+    several = isinstance(chosen, Iterable) and not isinstance(chosen, (type, str, Module))
+    for one in chosen if several else (chosen,):  # type: ignore[union-attr]
         if isinstance(one, str):
             meant = [model.get_submodule(one)]
         elif isinstance(one, type):
-            meant = [module for module in model.modules() if isinstance(module, one)]
+            meant = [module for module in model.modules() if isinstance(module, (one, _THEIRS.get(one, one)))]
         else:
             raise TypeError(f"[pykernels] expected classes and names of modules, got {type(one).__name__}")
         found.update(id(part) for module in meant for part in module.modules())
@@ -253,6 +270,8 @@ def _why_not(module: Module, kind: type[Module], devices: set[str], traced: bool
         return "in a torch.fx.GraphModule"
     if "forward" in vars(module):
         return "its forward is not that of its class"
+    if names := [name for name, was in _CODE[kind].items() if inspect.getattr_static(kind, name, None) is not was]:
+        return f"torch.nn.{kind.__name__} was changed: {', '.join(names)}"
     if names := _in_the_way(module, kind):
         return f"it has attributes that pykernels.{kind.__name__} has for something else: {', '.join(names)}"
     return _without_kernels(module, devices)
@@ -298,6 +317,10 @@ def _why_not_back(module: Module, original: type[Module]) -> str:
         now = getattr(module, name, value)
         if now is not value and now != value:
             return f"torch.nn.{original.__name__} has no {name}"
+    # (in other modes torch's module goes by the numbers that its constructor made of the padding)
+    pads = isinstance(module, torch.nn.modules.conv._ConvNd) and module.padding_mode == "zeros"
+    if pads and not is_torchs_padding(module.padding):
+        return f"torch.nn.{original.__name__} has no padding of {module.padding!r}"
     return ""
 
 

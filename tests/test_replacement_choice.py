@@ -8,13 +8,14 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.utils.mkldnn import to_mkldnn
 
 import pykernels
 from pykernels import _native
 from pykernels.replacement import OURS
 from tests.helpers import assert_equal, assert_same_bits, outcome
 
-from .replacements import TOKENS, classes, is_ours, mixed, results
+from .replacements import EXAMPLES, TOKENS, classes, is_ours, mixed, results
 
 X = torch.randn(3, 4, 5)
 
@@ -128,6 +129,49 @@ def test_torchscript_is_left(make, caplog):
     assert [entry.status for entry in pykernels.replacements(model)] == ["left"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mkldnn_modules_are_left():
+    """Theirs are TorchScript of other names; a layer beside them gets what they give."""
+    model = to_mkldnn(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv1d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(6)).eval())
+    kinds, x = classes(model), torch.randn(1, 3, 6, 6)
+    before = model[0](x.to_mkldnn()).to_dense()
+    assert [entry.name for entry in pykernels.replacements(pykernels.replace(model))] == ["3"]
+    assert classes(model) == kinds | {"": type(model), "3": pykernels.LayerNorm}
+    assert torch.equal(model[0](x.to_mkldnn()).to_dense(), before)
+
+
+def test_mkldnn_tensors_are_given_to_torch():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    x = torch.randn(1, 3, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(pykernels.replace(model)(x.to_mkldnn()).to_dense(), pykernels.restore(model)(x))
+
+
+PATCHED = {"Conv2d": ("_conv_forward", "forward"), "LayerNorm": ("forward",), "LSTM": ("forward", "permute_hidden")}
+
+
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, names in PATCHED.items() for name in names])
+def test_classes_of_torch_that_somebody_changed_are_left(kind, name, monkeypatch, caplog):
+    theirs = getattr(nn, kind)
+    example = next(example for example in EXAMPLES if example.name == kind)
+    with monkeypatch.context() as patch:
+        was = getattr(theirs, name)
+        patch.setattr(theirs, name, lambda self, *given: was(self, *given))
+        model = pykernels.replace(nn.Sequential(example.make()))
+        assert type(model[0]) is theirs
+    assert [r.getMessage() for r in caplog.records] == [f"left as it was (torch.nn.{kind} was changed: {name}): 0"]
+    assert type(pykernels.replace(model)[0]) is example.ours
+
+
+def test_classes_of_torch_that_are_drawn_otherwise_are_replaced(monkeypatch):
+    """As is done to load large models."""
+    for kind in (nn.Conv2d, nn.LSTM):
+        monkeypatch.setattr(kind, "reset_parameters", lambda self: None)
+    monkeypatch.setattr(nn.Conv2d, "__init__", lambda self, *given, was=nn.Conv2d.__init__: was(self, *given))
+    model = pykernels.replace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LSTM(5, 6)))
+    assert [type(module) for module in model] == [pykernels.Conv2d, pykernels.LSTM]
+
+
 def test_graph_modules_are_left(caplog):
     graph = traced()
     model = nn.ModuleList([graph, nn.GRU(5, 6)])
@@ -176,6 +220,8 @@ CHOICES = {
     "both": ({"only": ["layers", nn.LSTMCell]}, {"layers.0", "layers.1", "cell"}),
     "a shared module by its other name": ({"only": "named.shared"}, {"norm"}),
     "not": ({"only": ["layers", "named"], "exclude": [nn.GRU, "named.shared"]}, {"layers.0", "named.rnn"}),
+    "a class of ours": ({"only": pykernels.LSTM}, {"layers.0"}),
+    "not a class of ours": ({"only": ["layers"], "exclude": (pykernels.LSTM,)}, {"layers.1"}),
     "nothing": ({"only": []}, set()),
     "not the model": ({"exclude": ""}, set()),
 }
@@ -208,8 +254,18 @@ def test_wrong_arguments():
     expected = "[pykernels] expected a torch.nn.Module, got list"
     for function in (pykernels.replace, pykernels.restore, pykernels.replacements):
         assert outcome(lambda function=function: function([model])) == (TypeError, expected)
-    expected = "[pykernels] expected classes and names of modules, got int"
-    assert outcome(lambda: pykernels.replace(model, only=[3])) == (TypeError, expected)
+    for wrong, kind in (
+        ([3], "int"),
+        (3, "int"),
+        (model.cell, "LSTMCell"),
+        (model.layers, "ModuleList"),
+        ([None], "NoneType"),
+    ):
+        expected = TypeError, f"[pykernels] expected classes and names of modules, got {kind}"
+        for given in ({"only": wrong}, {"exclude": wrong}):
+            assert outcome(lambda given=given: pykernels.replace(model, **given)) == expected
+    expected = "[pykernels] expected classes and names of modules, got NoneType"
+    assert outcome(lambda: pykernels.replace(model, exclude=None)) == (TypeError, expected)
     for wrong in ({"only": "layers.2"}, {"exclude": ["decoder"]}):
         assert outcome(lambda wrong=wrong: pykernels.replace(model, **wrong))[0] is AttributeError
     assert not any(is_ours(module) for module in model.modules())
@@ -257,6 +313,40 @@ def test_what_torch_has_not_stays_ours(caplog):
     model[0].zoneout = 0.0
     pykernels.restore(model)
     assert type(model[0]) is nn.LSTM and not hasattr(model[0], "zoneout")
+
+
+@pytest.mark.parametrize("padding", ["full", ((1, 2), (0, 1)), [[1, 2], 1]], ids=str)
+def test_a_padding_that_torch_has_not_stays_ours(padding, caplog):
+    model = pykernels.replace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, padding="same")))
+    x = torch.randn(1, 3, 6, 6)
+    model[0].padding = padding
+    before = model[0](x)
+    pykernels.restore(model)
+    assert [type(layer) for layer in model] == [pykernels.Conv2d, nn.Conv2d]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"not restored (torch.nn.Conv2d has no padding of {padding!r}): 0"
+    ]
+    assert torch.equal(model[0](x), before)
+    model[0].padding = (1, 1)
+    assert type(pykernels.restore(model)[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_modes_go_by_what_torchs_module_goes_by(mode):
+    """There and back, whatever is set on the module."""
+    x = torch.randn(2, 3, 6, 6)
+    for attributes in (
+        {"_reversed_padding_repeated_twice": [2, 2, 0, 0]},
+        {"_reversed_padding_repeated_twice": [-1, 0, 1, 2]},
+        {"padding": (0, 0)},
+        {"padding": "full"},
+    ):
+        module = nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode)
+        vars(module).update(attributes)
+        expected = module(x)
+        torch.testing.assert_close(pykernels.replace(module)(x), expected)
+        assert type(module) is pykernels.Conv2d and type(pykernels.restore(module)) is nn.Conv2d
+        assert torch.equal(module(x), expected)
 
 
 def test_another_class_since_then_stays(caplog):

@@ -1,5 +1,5 @@
 """What PyTorch has to know about `torch.ops.pykernels.conv_{forward,input_gradient,weight_gradient}` (csrc/ops/conv.h):
-shapes without computing (fake), derivatives, and how vmap runs them.
+shapes without computing (fake), derivatives, how vmap runs them, and the operations that they count as.
 
 Each is linear in its two operands, and the three are each other's derivatives, of any order and in either direction.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from ..reference.conv_arguments import output_size
 from ._dispatch import wants_grad
@@ -82,6 +83,25 @@ def _input_gradient_fake(grad: Tensor, weight: Tensor, size: Sequence[Any], *_: 
 
 def _weight_gradient_fake(input: Tensor, grad: Tensor, size: Sequence[Any], *args: Any) -> tuple[Tensor, Tensor]:
     return _empty(input, grad, size), input.new_empty(size[0] if args[-1] else 0)
+
+
+# --- operations, as torch counts those of its own
+
+
+@register_flop_formula(torch.ops.pykernels.conv_forward)
+def _forward_flops(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(input, weight, out_shape)
+
+
+@register_flop_formula(torch.ops.pykernels.conv_input_gradient)
+def _input_gradient_flops(grad: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(grad, weight, out_shape, transposed=True)
+
+
+@register_flop_formula(torch.ops.pykernels.conv_weight_gradient)
+def _weight_gradient_flops(input: Any, grad: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    images, grads, weights = ([shape[1], shape[0], *shape[2:]] for shape in (input, grad, out_shape[0]))
+    return conv_flop_count(images, grads, weights)
 
 
 # --- vmap: of images alone a larger batch; of images and weights more groups; where examples share what is read or

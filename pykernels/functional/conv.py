@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import marshal
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..reference.conv_arguments import Options, check, flat_padding, numbers
+from ..reference.conv_arguments import Options, check, ending, flat_padding, integer, is_torchs_padding, numbers
 from . import _conv_ops, _dispatch
 from ._dispatch import any_autocast, is_eager, needs_twin, raw_kernels, wants_grad
 
@@ -50,14 +51,31 @@ class _Conv(torch.autograd.Function):
 _apply = _dispatch.direct_apply(_Conv)
 
 
-@functools.lru_cache(maxsize=4096, typed=True)
+@functools.lru_cache(maxsize=4096)
+def _cached_options(spatial: int, weight: torch.Size, steps: bytes, padding: bytes, mode: str) -> Options | None:
+    """`_options` of what marshal wrote: it does not change, and tells (1, 2) from (1, 2.0), (True, 2) and [1, 2]."""
+    stride, dilation, groups = marshal.loads(steps)
+    return _options(spatial, weight, stride, marshal.loads(padding), dilation, groups, mode)
+
+
 def _options(
     spatial: int, weight: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int, mode: str
 ) -> Options | None:
     """The options in numbers; None for a weight without channels."""
     if len(weight) != spatial + 2:
         raise RuntimeError(f"[conv{spatial}d] expected a weight of {spatial + 2} dimensions, got {list(weight)}")
-    return None if weight[1] == 0 else (*numbers(spatial, weight[2:], stride, padding, dilation), groups, mode)
+    if weight[1] == 0:
+        return None
+    found = numbers(spatial, weight[2:], stride, padding, dilation)
+    if isinstance(padding, str) and mode == "zeros" and found[1][::2] != found[1][1::2]:
+        _warn_as_torch_does()
+    return *found, integer(groups), mode
+
+
+def _warn_as_torch_does() -> None:
+    """Of "same" with more behind than before, by a call that computes nothing: once, and in torch's words."""
+    nothing = torch.empty(1, 1, 2, device="meta")
+    torch.conv1d(nothing, nothing, padding="same")
 
 
 def _convolve(
@@ -73,19 +91,20 @@ def _convolve(
         kernels = raw_kernels(input, weight)
         if kernels is None or input.dtype not in _DTYPES or not (bias is None or type(bias) in _PLAIN):
             return _overridden(spatial, input, weight, bias, *given)
-        try:
-            options = _options(spatial, weight.shape, *given[:-1])
-        except TypeError:  # lists have no place in a cache
-            options = _options.__wrapped__(spatial, weight.shape, *given[:-1])
+        try:  # (in two parts, neither of which is longer than the 50 bytes that marshal begins with)
+            steps = marshal.dumps((stride, dilation, groups), 2)
+            options = _cached_options(spatial, weight.shape, steps, marshal.dumps(padding, 2), mode)
+        except (TypeError, ValueError):  # marshal knows no numbers of other types, such as tensors
+            options = _options(spatial, weight.shape, stride, padding, dilation, groups, mode)
         if options is None:
             return _by_torch(spatial, input, weight, bias, *given)
         unbatched = input.dim() == spatial + 1
         batch = input.unsqueeze(0) if unbatched else input
-        ending = "none" if activation is None else activation
+        last = "none" if activation is None else ending(activation)
         if wants_grad(batch, weight, bias):
-            out = _apply(kernels, options, ending, batch, weight, bias)
+            out = _apply(kernels, options, last, batch, weight, bias)
         else:
-            out = kernels.conv_forward(batch, weight, bias, *options, ending)
+            out = kernels.conv_forward(batch, weight, bias, *options, last)
         return out.squeeze(0) if unbatched else out
     except Exception as error:
         if isinstance(input, Tensor) and input.layout != torch.strided:
@@ -138,13 +157,12 @@ def _by_torch(
 ) -> Tensor:  # fmt: skip
     """By torch's own function: for what there are no kernels for, and for its errors."""
     function = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    in_pairs = isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding)
-    if mode != "zeros" or padding == "full" or in_pairs:
+    if mode != "zeros" or not is_torchs_padding(padding):
         _, pads, _ = numbers(spatial, weight.shape[2:], stride, padding, dilation)
         input = F.pad(input, flat_padding(pads), mode="constant" if mode == "zeros" else mode)
         padding = 0
     out = function(input, weight, bias, stride, padding, dilation, groups)
-    return torch.relu(out) if activation == "relu" else out
+    return torch.relu(out) if ending(activation) == "relu" else out
 
 
 def _in_torchs_words(error: Exception, *given: Any) -> Exception:
@@ -209,6 +227,7 @@ def conv2d(
 
     Raises:
         RuntimeError, TypeError: torch's, where it has an error for the call.
+        ValueError: `activation` is neither None nor "relu".
 
     Source: Dumoulin and Visin 2016 (https://arxiv.org/abs/1603.07285); of minimal filtering Lavin and Gray 2016
     (https://arxiv.org/abs/1509.09308).

@@ -3,14 +3,14 @@ nothing. Sizes may be symbolic."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Options", "check", "flat_padding", "numbers", "output_size"]
+__all__ = ["Options", "check", "ending", "flat_padding", "integer", "is_torchs_padding", "numbers", "output_size"]
 
 Ints = tuple[int, ...]
 Options = tuple[Ints, Ints, Ints, int, str]
@@ -45,11 +45,12 @@ def numbers(spatial: int, kernel: Sequence[int], stride: Any, padding: Any, dila
 
 def _each(name: str, value: Any, count: int, pairs: bool = False) -> Any:
     if not isinstance(value, (tuple, list)):
-        return (_integer(value),) * count
-    found = []
+        return (integer(value),) * count
+    found: list[Any] = []
     for entry in value:
         is_pair = pairs and isinstance(entry, (tuple, list)) and len(entry) == 2
-        found.append(tuple(_integer(n) for n in entry) if is_pair else _integer(entry))
+        # torch refuses a bool in the first place only
+        found.append(tuple(integer(n) for n in entry) if is_pair else (index if found else integer)(entry))
     if len(found) == 1:
         found *= count
     if len(found) != count:
@@ -60,10 +61,31 @@ def _each(name: str, value: Any, count: int, pairs: bool = False) -> Any:
     return tuple(found)
 
 
-def _integer(value: Any) -> Any:
+def integer(value: Any) -> Any:
     if isinstance(value, bool):
         raise TypeError("[conv] expected integers, got a bool")
-    return value if isinstance(value, (int, torch.SymInt)) else index(value)
+    return index(value)
+
+
+def index(value: Any) -> Any:
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
+
+
+def is_torchs_padding(padding: Any) -> bool:
+    """Whether torch knows it: neither "full" nor pairs."""
+    if isinstance(padding, (tuple, list)):
+        return not any(isinstance(p, (tuple, list)) for p in padding)
+    return not (isinstance(padding, str) and padding == "full")
+
+
+def ending(activation: str | None) -> str:
+    """The operators' name of it."""
+    if activation is None:
+        return "none"
+    if isinstance(activation, str) and activation == "relu":
+        return "relu"
+    given = repr(activation) if isinstance(activation, str) else type(activation).__name__
+    raise ValueError(f"[conv] expected activation None or 'relu', got {given}")
 
 
 def flat_padding(padding: Sequence[int]) -> list[int]:
@@ -125,8 +147,7 @@ def check(
         raise RuntimeError(f"[conv] expected a kernel that is not empty, got a weight of size {shape}")
     if weight.dtype != input.dtype:
         raise RuntimeError(f"Input type ({input.type()}) and weight type ({weight.type()}) should be the same")
-    if activation not in (None, "relu"):
-        raise RuntimeError(f"[conv] expected activation None or relu, got {activation}")
+    ending(activation)
     return found
 
 

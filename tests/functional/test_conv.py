@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,20 @@ def test_paddings_by_every_name(device, mode, spatial):
     assert_same_bits(padded("valid"), padded(0))
     assert_same_bits(padded("same", dilation=2), padded(2, dilation=2))
     assert_same_bits(padded([2, *[(1, 0)] * (spatial - 1)]), padded([(2, 2), *[(1, 0)] * (spatial - 1)]))
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array], ids=["tensor", "array"])
+def test_numbers_that_change(make):
+    """Each call takes what they are then."""
+    x, w = torch.randn(2, 2, 9, 9), torch.randn(3, 2, 3, 3)
+    for name, first, then in (("stride", 1, 3), ("padding", 1, 2), ("dilation", 1, 2)):
+        number = make(first)
+        for value in (first, then):
+            number[...] = value
+            expected = F.conv2d(x, w, **{name: value})
+            torch.testing.assert_close(functional.conv2d(x, w, **{name: number}), expected)
+            torch.testing.assert_close(functional.conv2d(x, w, **{name: [number, number]}), expected)
+            torch.testing.assert_close(functional.conv2d(x, w, **{name: (number, value)}), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import grad, jvp, vmap
 
+import pykernels
 from pykernels import functional, reference
 from pykernels.reference import conv_arguments as arguments
-from tests.helpers import outcome
+from tests.helpers import outcome, python
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 forward = torch.ops.pykernels.conv_forward.default
@@ -33,13 +35,14 @@ FAULTS = {
         W.to_sparse(), torch.randn(6, 4, 9, 1), W[0, 0, 0],
     ],
     "bias": [B[:3], B[None], B.double(), B.half(), B.bfloat16(), B.bool(), B.cfloat(), torch.tensor(1.0), "b", 3],
-    "stride": [0, -1, (1, 2, 3), (1,), (), [], "a", None, 1.5, True, (1.0, 2), torch.tensor([1, 2]), (2, 0), [2]],
+    "stride": [0, -1, (1, 2, 3), (1,), (), [], "a", None, 1.5, True, (1.0, 2), torch.tensor([1, 2]), (2, 0), [2],
+               np.array([1, 1]), (2, 1.0)],
     "padding": [
         -1, (1, 2, 3), (1,), (), "same", "valid", "foo", None, 1.5, True, (0, -1), torch.tensor([1, 2]), 9, [2],
-        (1.5, 1),
+        (1.5, 1), (True, 1), (1, True), (1, 1.0), np.array([1, 1]), torch.tensor(1.5),
     ],
     "dilation": [0, -1, (1, 2, 3), (1,), (), "a", None, 1.5, 5, (5, 1), True],
-    "groups": [0, -1, 2, 4, 7, 1.5, "a", None],
+    "groups": [0, -1, 2, 4, 7, 1.5, "a", None, True, 1.0],
 }  # fmt: skip
 
 
@@ -62,9 +65,59 @@ def test_two_and_three_faults_are_found_in_torchs_order():
     draw, raised = random.Random(1), 0
     for _ in range(2500):
         wrong = {name: draw.choice(FAULTS[name]) for name in draw.sample(NAMES, draw.choice([2, 2, 3]))}
-        if wrong.get("padding") != "same" or not isinstance(wrong.get("input"), list):
+        if str(wrong.get("padding")) != "same" or not isinstance(wrong.get("input"), list):
             raised += check(2, *{**GOOD, **wrong}.values())
     assert raised > 2000
+
+
+def test_errors_do_not_depend_on_earlier_calls():
+    """Of equal numbers of other types: neither after what is fine nor before it."""
+    wrong = [("stride", (2.0, 2)), ("stride", (2, 2.0)), ("padding", (True, 1)), ("dilation", 1.0), ("groups", True)]
+    for name, value in wrong:
+        fine = tuple(int(n) for n in value) if isinstance(value, tuple) else int(value)
+        for _ in range(2):
+            expected = outcome(lambda n=name, v=value: F.conv2d(X, W, **{n: v}))
+            assert outcome(lambda n=name, v=value: functional.conv2d(X, W, **{n: v}))[0] is expected[0] is TypeError
+            torch.testing.assert_close(functional.conv2d(X, W, **{name: fine}), F.conv2d(X, W, **{name: fine}))
+
+
+@pytest.mark.parametrize("wrong", ["gelu", "", "none", F.relu, True, 1, X], ids=lambda w: type(w).__name__)
+def test_activations_that_there_are_not(wrong):
+    """The same error everywhere: with kernels and without, of the twin, and of the module."""
+    given = repr(wrong) if isinstance(wrong, str) else type(wrong).__name__
+    expected = (ValueError, f"[conv] expected activation None or 'relu', got {given}")
+    calls = [lambda: nn_conv(activation=wrong)]
+    for where in (functional, reference):
+        calls += [lambda w=where: w.conv2d(X, W, activation=wrong)]
+    calls += [lambda: functional.conv2d(X.long(), W.long(), activation=wrong)]
+    calls += [lambda: vmap(lambda x: functional.conv2d(x, W, activation=wrong))(X)]
+    for call in calls:
+        assert outcome(call) == expected
+
+
+def nn_conv(**options):
+    return pykernels.Conv2d(4, 6, 3, **options)
+
+
+WARNED = """
+import warnings, torch, pykernels.functional as P
+x, even, odd = torch.ones(1, 1, 5, 5), torch.ones(1, 1, 2, 3), torch.ones(1, 1, 3, 3)
+
+def count(*given, **options):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        P.conv2d(*given, **options)
+    return [w.category is UserWarning and str(w.message).startswith("Using padding='same' with even") for w in seen]
+
+assert count(x, odd, padding="same") == count(x, even, padding=((0, 1), (1, 1))) == []
+assert count(x, even, padding="same", dilation=2) == count(x, even, padding="same", padding_mode="reflect") == []
+assert count(x, even, padding="same") == [True] and count(x, even, padding="same") == []
+print("fine")
+"""
+
+
+def test_same_warns_of_even_kernels_once_as_torch_does():
+    assert python(WARNED).stdout.strip() == "fine"
 
 
 def test_kernel_without_taps():
@@ -123,7 +176,6 @@ def test_the_twin_has_torchs_errors():
 
 
 OWN = {
-    "activation": (lambda f: f(X, W, activation="gelu"), "expected activation"),
     "mode": (lambda f: f(X, W, padding_mode="mirror"), "mirror"),
     "pairs": (lambda f: f(X, W, padding=((1, 1), (2, 2), (3, 3))), "expected padding to be a single integer value or"),
     "a pair too long": (lambda f: f(X, W, padding=((1, 1, 1), (2, 2))), "integer"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from pykernels import functional, reference
 from tests.helpers import assert_equal, assert_same_bits, drawn, with_gradients
@@ -238,6 +239,35 @@ def test_meta_tensors_tell_shapes(cpu_only):
         y = functional.conv2d(x, w, groups=2, padding="full", activation="relu")
         assert y.shape == (3, 6, 11, 9) and y.dtype == x.dtype and y.is_meta
         assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
+@cases
+@pytest.mark.parametrize("wanted", SUBSETS, ids=str)
+def test_operations_are_counted_as_torchs(device, case, wanted):
+    """Of the forward and of each gradient, whether the counting begins before the forward or behind it."""
+    for from_the_start in (True, False):
+        counts = []
+        for where in (functional, F):
+            leaves = {n: t.detach().requires_grad_(n in wanted) for n, t in case.tensors(device=device).items()}
+            y = None if from_the_start else call(where, case, leaves)
+            with FlopCounterMode(display=False) as counter:
+                y = call(where, case, leaves) if y is None else y
+                if y.requires_grad:
+                    y.sum().backward()
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] and (counts[0] > 0 or not from_the_start)
+
+
+def test_operations_of_a_model_are_counted_by_its_layers(device):
+    import pykernels
+
+    counts = []
+    for kind in (pykernels.Conv2d, nn.Conv2d):
+        model = nn.Sequential(kind(4, 6, 3, padding=1, groups=2), kind(6, 2, 1)).to(device)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 4, 7, 5, device=device)).sum().backward()
+        counts.append({name: sum(of.values()) for name, of in counter.get_flop_counts().items()})
+    assert counts[0] == counts[1] and len(counts[0]) == 4
 
 
 # -- tracing ----------------------------------------------------------------------------------------------------------
