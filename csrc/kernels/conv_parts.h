@@ -43,6 +43,10 @@ bool winograd_forward(const ConvForward<float>& call);
 bool winograd_input_gradient(const ConvInputGradient<float>& call);
 bool winograd_weight_gradient(const ConvWeightGradient<float>& call);
 
+// The gradient of few weights of planar images, as dot products. False where it does not pay.
+bool dots_weight_gradient(const ConvWeightGradient<float>& call);
+bool dots_weight_gradient(const ConvWeightGradient<double>& call);
+
 // Of so many threads, how many share the rows of a product (or its panels) where the others share its columns: what
 // leaves the busiest one the least to do. `rows` in grains, and `beside` of them take as long as reading a column.
 inline int threads_across(int threads, int64_t columns, int64_t rows, int64_t grain, double beside) {

@@ -319,6 +319,8 @@ void weight_gradient(const ConvWeightGradient<S>& call) {
     if (is_depthwise(call.shape)) return depthwise_weight_gradient(call);
     if constexpr (std::is_same_v<S, float>)
         if (winograd_weight_gradient(call)) return;
+    if constexpr (std::is_same_v<S, Acc>)
+        if (dots_weight_gradient(call)) return;
     if (!call.shape.channels_last)
         WeightGradient<S, PlanarSource<Acc, S>>(call).run();
     else if (call.shape.in_channels < kTileRows)

@@ -191,12 +191,15 @@ def test_opcheck_forward(device, case, dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_backward(device, case):
     checked = operator(case, "backward").default
+    shapes = ("test_schema", "test_faketensor")  # all there is to see of what is given and wanted
     for need in ((True, True, True), (True, False, False), (False, False, True)):
-        torch.library.opcheck(checked, tuple(backward_arguments(case, torch.float64, device, need).values()))
+        arguments = backward_arguments(case, torch.float64, device, need)
+        torch.library.opcheck(checked, tuple(arguments.values()), test_utils=shapes)
     arguments = backward_arguments(case, torch.float64, device)
     gradient = arguments["grad_output"]
     expanded = gradient[:1].expand_as(gradient)  # as .sum() makes
-    torch.library.opcheck(checked, tuple({**arguments, "grad_output": expanded, "grad_h_n": None}.values()))
+    arguments_of_sum = {**arguments, "grad_output": expanded, "grad_h_n": None}
+    torch.library.opcheck(checked, tuple(arguments_of_sum.values()), test_utils=shapes)
     arguments["input"] = arguments["input"].clone().requires_grad_()
     arguments["weights"] = [w.clone().requires_grad_() for w in arguments["weights"]]
     torch.library.opcheck(checked, tuple(arguments.values()))
