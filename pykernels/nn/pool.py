@@ -1,6 +1,6 @@
 """Pooling in the place of torch's modules."""
 
-from __future__ import annotations
+# (no postponed annotations: torch.fx writes those of a module it traces into the code that it pickles)
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Sliding blocks in the place of `torch.nn.Unfold` and `Fold`."""
 
-from __future__ import annotations
+# (no postponed annotations: torch.fx writes those of a module it traces into the code that it pickles)
 
 from torch import Tensor, nn
 
