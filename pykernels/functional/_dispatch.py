@@ -28,11 +28,12 @@ any_autocast = torch._C._is_any_autocast_enabled
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Whether the raw kernels may be called: nothing but they needs to see these tensors."""
+    """Whether the raw kernels may be called: nothing but they needs to see these tensors, and none is a view that torch
+    negates where it is read (the imaginary part of a conjugate), of which an operator is given a copy."""
     if is_compiling() or _functorch_is_active() or _dispatch_modes() or forward_ad._current_level >= 0:
         return False
     for tensor in tensors:
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in _PLAIN or tensor.is_neg():
             return False
     return _tracing_state() is None
 
@@ -43,6 +44,8 @@ def raw_kernels(input: Tensor, weight: Tensor) -> Any:
     if is_compiling() or _functorch_is_active() or _dispatch_modes() or forward_ad._current_level >= 0:
         return None
     if type(input) not in _PLAIN or type(weight) not in _PLAIN or _tracing_state() is not None:
+        return None
+    if input.is_neg() or (weight is not input and weight.is_neg()):
         return None
     if input.is_cpu:
         return _native.kernels
@@ -96,8 +99,8 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def needs_twin(*grads: Tensor | None) -> bool:
     """Whether a backward cannot be left to the kernels: it is recorded in order to be differentiated, or batched by the
-    vmap inside torch.autograd (`is_grads_batched`), which knows no lists of tensors."""
-    return torch.is_grad_enabled() or any(g is not None and _is_legacy_batched(g) for g in grads)
+    vmap inside torch.autograd (`is_grads_batched`), which knows no lists of tensors, or of a negated view."""
+    return torch.is_grad_enabled() or any(g is not None and (_is_legacy_batched(g) or g.is_neg()) for g in grads)
 
 
 def twin_vjp(

@@ -230,8 +230,10 @@ class _Unpool(Derivative):
 
 def unpool_gradient(grad: Tensor, indices: Tensor, dims: int) -> Tensor:
     """What the indices say, as torch has it: also where another index says the same."""
-    lead = grad.dim() - dims
-    return grad.flatten(lead).gather(-1, indices.flatten(lead)).view(indices.shape)
+    lead = grad.shape[: grad.dim() - dims]
+    # (the vmap inside torch.autograd has no rule for flatten)
+    planes = [t.reshape(*lead, math.prod(t.shape[len(lead) :])) for t in (grad, indices)]
+    return planes[0].gather(-1, planes[1]).reshape(indices.shape)
 
 
 for rule, fake, tensors, dims_of, has_size in (

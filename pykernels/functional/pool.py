@@ -1,22 +1,16 @@
-"""Pooling: the public functions, and the autograd Functions around the raw kernels.
+"""Pooling: the public functions.
 
-Whatever the operators do not take is torch's: integers, which it pools too, and what it says of arguments that fit
-nothing.
+Whatever the operators do not take is torch's: integers and mkldnn tensors, which it pools too, numbers that are no
+plain ints, what torch.jit traces, and what torch says of arguments that fit nothing (`_drop_in.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from ..reference.pool import adaptive_window, fixed_window, unpooled_size
-from . import _dispatch, _pool_ops
-from ._dispatch import any_autocast, needs_twin, raw_kernels, wants_grad
+from ._pool_calls import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, MaxUnpool
 
 __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
@@ -25,144 +19,22 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _MaxPool(torch.autograd.Function):
-    """The raw kernels. The old style, with `ctx` in forward, is the one that costs least."""
-
-    @staticmethod
-    def forward(ctx: Any, kernels: Any, window: tuple[Any, ...], indices: bool, input: Tensor) -> Any:
-        out, places = kernels.max_pool_forward(input, *window, True)
-        ctx.kernels, ctx.window, ctx.size = kernels, window, input.shape
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(places)
-        if not indices:
-            return out
-        found = kernels.max_pool_indices(places, input.shape, *window)
-        ctx.mark_non_differentiable(found)
-        return out, found
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any = None) -> tuple[Any, ...]:
-        if grad is None:
-            return None, None, None, None
-        call = _pool_ops.max_backward if needs_twin(grad) else ctx.kernels.max_pool_backward
-        return None, None, None, call(grad, ctx.saved_tensors[0], ctx.size, *ctx.window)
-
-
-class _AvgPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernels: Any, numbers: tuple[Any, ...], dims: int, input: Tensor) -> Tensor:
-        ctx.kernels, ctx.numbers, ctx.size = kernels, numbers, input.shape
-        ctx.last = not input.is_contiguous() and _pool_ops.is_channels_last(input, dims)
-        return kernels.avg_pool_forward(input, *numbers)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        call = _pool_ops.avg_backward if needs_twin(grad) else ctx.kernels.avg_pool_backward
-        return None, None, None, call(grad, ctx.size, ctx.last, *ctx.numbers)
-
-
-class _Unpool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernels: Any, size: tuple[int, ...], input: Tensor, indices: Tensor) -> Tensor:
-        ctx.dims = len(size)
-        ctx.save_for_backward(indices)
-        return kernels.max_unpool(input, indices, size)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, None, _pool_ops.unpool_gradient(grad, ctx.saved_tensors[0], ctx.dims), None
-
-
-_apply_max = _dispatch.direct_apply(_MaxPool)
-_apply_avg = _dispatch.direct_apply(_AvgPool)
-_apply_unpool = _dispatch.direct_apply(_Unpool)
-
-
-def _or_torchs(ours: Callable[..., Any], theirs: Callable[..., Any], dims: int, input: Tensor, *args: Any) -> Any:
-    """`ours(dims, input, *args)`; torch's result of numbers that are not floating, and its errors where it has one."""
-    if is_compiling():
-        return ours(dims, input, *args)
-    try:
-        return ours(dims, input, *args)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        result = theirs(input, *args)
-        if not input.is_floating_point():
-            return result
-        raise
-
-
-def _for_autocast(dims: int, input: Tensor) -> Tensor:
-    """As torch's: three dimensions in float32 on processors."""
-    if dims == 3 and any_autocast() and input.is_cpu and torch.is_autocast_enabled("cpu"):
-        return _dispatch.cast(input, torch.float32)
-    return input
-
-
-def _max(dims: int, input: Tensor, window: tuple[Any, ...], return_indices: bool) -> Any:
-    input = _for_autocast(dims, input)
-    kernels = raw_kernels(input, input)
-    if kernels is not None:
-        if wants_grad(input):
-            return _apply_max(kernels, window, return_indices, input)
-        out, places = kernels.max_pool_forward(input, *window, return_indices)
-        return (out, kernels.max_pool_indices(places, input.shape, *window)) if return_indices else out
-    _dispatch.check_devices("max_pool", input)
-    out, places = _pool_ops.max_forward(input, *window, return_indices or _dispatch.should_save(input))
-    return (out, _pool_ops.max_indices(places, input.shape, *window)) if return_indices else out
-
-
-def _avg(dims: int, input: Tensor, window: tuple[Any, ...], padded: bool, divisor: int) -> Tensor:
-    input = _for_autocast(dims, input)
-    numbers = *window[:3], window[4], window[5], padded, divisor
-    kernels = raw_kernels(input, input)
-    if kernels is not None:
-        if wants_grad(input):
-            return _apply_avg(kernels, numbers, dims, input)
-        return kernels.avg_pool_forward(input, *numbers)
-    _dispatch.check_devices("avg_pool", input)
-    return _pool_ops.avg_forward(input, *numbers)
-
-
-def _max_pool(dims: int, input: Tensor, size: Any, stride: Any, padding: Any, dilation: Any, *flags: Any) -> Any:
-    ceil_mode, return_indices = flags
-    return _max(dims, input, fixed_window(dims, size, stride, padding, dilation, ceil_mode), return_indices)
-
-
-def _adaptive_max_pool(dims: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
-    return _max(dims, input, adaptive_window(dims, input.shape, output_size), return_indices)
-
-
-def _avg_pool(
-    dims: int, input: Tensor, size: Any, stride: Any, padding: Any, ceil_mode: bool, padded: bool, divisor: Any = None
-) -> Tensor:
-    if divisor == 0:
-        raise ValueError("[avg_pool] expected divisor_override other than zero")
-    return _avg(dims, input, fixed_window(dims, size, stride, padding, 1, ceil_mode), padded, divisor or 0)
-
-
-def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
-    return _avg(dims, input, adaptive_window(dims, input.shape, output_size), False, 0)
-
-
-def _max_unpool(dims: int, input: Tensor, indices: Tensor, *window: Any) -> Tensor:
-    size = unpooled_size(dims, input, *window)
-    kernels = raw_kernels(input, indices)
-    if kernels is not None:
-        return (
-            _apply_unpool(kernels, size, input, indices)
-            if wants_grad(input)
-            else kernels.max_unpool(input, indices, size)
-        )
-    _dispatch.check_devices("max_unpool", input, indices)
-    return _pool_ops.unpool(input, indices, size)
+_max_pool1d, _max_pool2d, _max_pool3d = (MaxPool(f"max_pool{d}d").call for d in (1, 2, 3))
+_adaptive_max_pool1d, _adaptive_max_pool2d, _adaptive_max_pool3d = (
+    AdaptiveMaxPool(f"adaptive_max_pool{d}d").call for d in (1, 2, 3)
+)
+_avg_pool1d, _avg_pool2d, _avg_pool3d = (AvgPool(f"avg_pool{d}d").call for d in (1, 2, 3))
+_adaptive_avg_pool1d, _adaptive_avg_pool2d, _adaptive_avg_pool3d = (
+    AdaptiveAvgPool(f"adaptive_avg_pool{d}d").call for d in (1, 2, 3)
+)
+_max_unpool1d, _max_unpool2d, _max_unpool3d = (MaxUnpool(f"max_unpool{d}d").call for d in (1, 2, 3))
 
 
 # fmt: off
 def max_pool1d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                ceil_mode: bool = False, return_indices: bool = False) -> Any:
     """The largest element of each window of [N, C, L] or [C, L]: see :func:`max_pool2d`."""
-    args = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-    return _or_torchs(_max_pool, F.max_pool1d, 1, input, *args)
+    return _max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -180,33 +52,36 @@ def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
         input: x, [N, C, H, W] or [C, H, W], contiguous or channels last; y is in the same format.
         kernel_size, stride, padding, dilation: K, s, p and d, one number or two; s is K by default, p at most K / 2.
         ceil_mode: windows may reach beyond the padding behind.
-        return_indices: also the indices into the planes of x, int64.
+        return_indices: also the indices into the planes of x, int64, which a second pass makes of the bytes.
 
     Returns:
         y, [N, C, H', W'] with :math:`H' = \lfloor (H + 2 p_h - d_h (K_h - 1) - 1) / s_h \rfloor + 1` (with
         `ceil_mode` rounded up), or (y, indices).
 
+    Integers, mkldnn tensors, numbers that are no plain ints (numpy's, tensors) and calls that torch.jit traces go to
+    torch's own function.
+
     Raises:
-        RuntimeError: shapes and windows do not fit; the messages are torch's.
+        RuntimeError, TypeError, ValueError: shapes and windows do not fit; type and message are torch's.
+
+    Source: :class:`torch.nn.MaxPool2d`; of windows Dumoulin and Visin 2016 (https://arxiv.org/abs/1603.07285).
 
     Example::
 
         >>> y = pykernels.functional.max_pool2d(x, 3, 2, 1)
     """
-    args = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-    return _or_torchs(_max_pool, F.max_pool2d, 2, input, *args)
+    return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool3d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                ceil_mode: bool = False, return_indices: bool = False) -> Any:
     """The largest element of each window of [N, C, D, H, W] or [C, D, H, W]: see :func:`max_pool2d`."""
-    args = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-    return _or_torchs(_max_pool, F.max_pool3d, 3, input, *args)
+    return _max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """`output_size` windows of [N, C, L] or [C, L]: see :func:`adaptive_max_pool2d`."""
-    return _or_torchs(_adaptive_max_pool, F.adaptive_max_pool1d, 1, input, output_size, return_indices)
+    return _adaptive_max_pool1d(input, output_size, return_indices)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -217,22 +92,33 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 
     Args:
         input: [N, C, H, W] or [C, H, W].
-        output_size: m, one number or two; None for the input's.
-        return_indices: also the indices into the planes of the input, int64.
+        output_size: m, one number or two; None in a pair for the input's.
+        return_indices: also the indices into the planes of the input, int64, which a second pass makes.
+
+    Returns:
+        [N, C, m_h, m_w] or [C, m_h, m_w], or (that, indices).
+
+    Raises:
+        RuntimeError, TypeError, ValueError: torch's.
+
+    Source: :class:`torch.nn.AdaptiveMaxPool2d`.
+
+    Example::
+
+        >>> y = pykernels.functional.adaptive_max_pool2d(x, (7, 7))
     """
-    return _or_torchs(_adaptive_max_pool, F.adaptive_max_pool2d, 2, input, output_size, return_indices)
+    return _adaptive_max_pool2d(input, output_size, return_indices)
 
 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """`output_size` windows of [N, C, D, H, W] or [C, D, H, W]: see :func:`adaptive_max_pool2d`."""
-    return _or_torchs(_adaptive_max_pool, F.adaptive_max_pool3d, 3, input, output_size, return_indices)
+    return _adaptive_max_pool3d(input, output_size, return_indices)
 
 
 def avg_pool1d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
                count_include_pad: bool = True) -> Tensor:
     """The mean of each window of [N, C, L] or [C, L]: see :func:`avg_pool2d`."""
-    args = kernel_size, stride, padding, ceil_mode, count_include_pad
-    return _or_torchs(_avg_pool, F.avg_pool1d, 1, input, *args)
+    return _avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
@@ -251,61 +137,111 @@ def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
         count_include_pad: c is the number of elements with those of the padding, or without.
         divisor_override: c.
 
+    Returns:
+        y, [N, C, H', W'] or [C, H', W'], of the size that :func:`max_pool2d` has with a dilation of one.
+
+    What there are no kernels for goes to torch's own function, as of :func:`max_pool2d`.
+
     Raises:
-        RuntimeError: shapes and windows do not fit; the messages are torch's.
+        RuntimeError, TypeError, ValueError: shapes and windows do not fit; type and message are torch's.
+
+    Source: :class:`torch.nn.AvgPool2d`; of windows Dumoulin and Visin 2016 (https://arxiv.org/abs/1603.07285).
 
     Example::
 
         >>> y = pykernels.functional.avg_pool2d(x, 2)
     """
-    args = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return _or_torchs(_avg_pool, F.avg_pool2d, 2, input, *args)
+    return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def avg_pool3d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
                count_include_pad: bool = True, divisor_override: int | None = None) -> Tensor:
     """The mean of each window of [N, C, D, H, W] or [C, D, H, W]: see :func:`avg_pool2d`."""
-    args = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return _or_torchs(_avg_pool, F.avg_pool3d, 3, input, *args)
+    return _avg_pool3d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
-    """The means of `output_size` windows of [N, C, L] or [C, L]; see :func:`adaptive_max_pool2d` for where they lie."""
-    return _or_torchs(_adaptive_avg_pool, F.adaptive_avg_pool1d, 1, input, output_size)
+    """The means of `output_size` windows of [N, C, L] or [C, L]: see :func:`adaptive_avg_pool2d`."""
+    return _adaptive_avg_pool1d(input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    """The means of `output_size` windows of [N, C, H, W] or [C, H, W]; see :func:`adaptive_max_pool2d`."""
-    return _or_torchs(_adaptive_avg_pool, F.adaptive_avg_pool2d, 2, input, output_size)
+    r"""The mean of each of so many windows; takes what :func:`torch.nn.functional.adaptive_avg_pool2d` takes.
+
+    .. math::
+        y_{nc,ij} = \frac{1}{|R_i| |S_j|} \sum_{r \in R_i,\, s \in S_j} x_{nc,rs}, \qquad
+        R_i = \{\lfloor i H / m_h \rfloor, \dots, \lceil (i + 1) H / m_h \rceil - 1\}
+
+    and :math:`S_j` likewise of the columns, summed in float32 for low precision.
+
+    Args:
+        input: x, [N, C, H, W] or [C, H, W], contiguous or channels last; y is in the same format.
+        output_size: m, one number or two; None in a pair for the input's.
+
+    Returns:
+        y, [N, C, m_h, m_w] or [C, m_h, m_w]. Of inputs without channels it is torch's own function's, as of all that
+        :func:`max_pool2d` names.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: torch's.
+
+    Source: :class:`torch.nn.AdaptiveAvgPool2d`.
+
+    Example::
+
+        >>> y = pykernels.functional.adaptive_avg_pool2d(x, 1)
+    """
+    return _adaptive_avg_pool2d(input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
-    """The means of `output_size` windows of [N, C, D, H, W] or [C, D, H, W]; see :func:`adaptive_max_pool2d`."""
-    return _or_torchs(_adaptive_avg_pool, F.adaptive_avg_pool3d, 3, input, output_size)
+    """The means of `output_size` windows of [N, C, D, H, W] or [C, D, H, W]: see :func:`adaptive_avg_pool2d`."""
+    return _adaptive_avg_pool3d(input, output_size)
 
 
 def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
     """Zeros, and the input where the indices say, [N, C, L] or [C, L]: see :func:`max_unpool2d`."""
-    return _or_torchs(_max_unpool, F.max_unpool1d, 1, input, indices, kernel_size, stride, padding, output_size)
+    return _max_unpool1d(input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
-    """Zeros, and the input where the indices of :func:`max_pool2d` say; takes what
-    :func:`torch.nn.functional.max_unpool2d` takes. Where two indices are the same the last one counts.
+    r"""Zeros, and the input where the indices of :func:`max_pool2d` say; takes what
+    :func:`torch.nn.functional.max_unpool2d` takes.
+
+    .. math::
+        x_{nc,p} = y_{nc,o} \text{ where } a_{nc,o} = p, \text{ of the last such } o; \text{ else } 0
+
+    with places o of the input's planes and p of the output's. The gradient of y is what lies at a, also where the same
+    place is named twice.
 
     Args:
-        input: [N, C, H', W'] or [C, H', W'].
-        indices: like the input, int64: into planes of the output.
-        kernel_size, stride, padding: of the pooling.
-        output_size: where several sizes are pooled to the input's.
+        input: y, [N, C, H', W'] or [C, H', W'].
+        indices: a, like the input, int64: into planes of the output.
+        kernel_size, stride, padding: K, s and p of the pooling, one number or two; s is K by default.
+        output_size: where several sizes are pooled to the input's: (H, W), or all of the sizes of x.
+
+    Returns:
+        x, [N, C, H, W] or [C, H, W] with :math:`H = (H' - 1) s_h - 2 p_h + K_h` (W likewise), or `output_size`, which
+        may be off by less than a stride. What :func:`max_pool2d` leaves to torch, and autocast's dtypes, are torch's.
+
+    Raises:
+        ValueError: an `output_size` that is off by more.
+        RuntimeError, TypeError: shapes do not fit, or an index lies outside; type and message are torch's.
+
+    Source: Zeiler and Fergus 2014 (https://arxiv.org/abs/1311.2901); :class:`torch.nn.MaxUnpool2d`.
+
+    Example::
+
+        >>> y, at = pykernels.functional.max_pool2d(x, 2, return_indices=True)
+        >>> x = pykernels.functional.max_unpool2d(y, at, 2, output_size=x.shape)
     """
-    return _or_torchs(_max_unpool, F.max_unpool2d, 2, input, indices, kernel_size, stride, padding, output_size)
+    return _max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
     """Zeros, and the input where the indices say, [N, C, D, H, W] or [C, D, H, W]: see :func:`max_unpool2d`."""
-    return _or_torchs(_max_unpool, F.max_unpool3d, 3, input, indices, kernel_size, stride, padding, output_size)
+    return _max_unpool3d(input, indices, kernel_size, stride, padding, output_size)
 # fmt: on

@@ -3,26 +3,20 @@ kernels."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from ..reference.unfold import check_fold, check_unfold
+from ..reference.unfold import Blocks, blocks_of, check_fold, check_unfold, places_of, two
 from . import _dispatch, _unfold_ops
-from ._dispatch import is_eager, needs_twin, raw_kernels, wants_grad
+from ._dispatch import is_eager, needs_twin, wants_grad
+from ._drop_in import DropIn, known, plain
 
 __all__ = ["fold", "unfold"]
-
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-
-
-def _is_torchs(input: Tensor) -> bool:
-    """What there are no kernels for."""
-    return input.dtype not in _DTYPES or input.layout != torch.strided
 
 
 def _kernels(ctx: Any, grad: Tensor) -> Any:
@@ -53,54 +47,74 @@ class _Fold(torch.autograd.Function):
         return None, None, _kernels(ctx, grads[0]).unfold(grads[0], *ctx.numbers[1:])
 
 
-class _Way:
-    """One of the two functions: its operator, its check and torch's own."""
-
-    def __init__(
-        self, name: str, dims: int, function: type[torch.autograd.Function], op: Any, check: Callable, theirs: Callable
-    ) -> None:
-        self.name, self.dims, self.op, self.check, self.theirs = name, dims, op, check, theirs
-        self.apply = _dispatch.direct_apply(function)
-
-    def __call__(self, input: Tensor, *given: Any) -> Tensor:
-        if is_compiling():
-            return self.recorded(input, *given)
-        try:
-            kernels = raw_kernels(input, input)
-            if kernels is None or _is_torchs(input):
-                return self.recorded(input, *given)
-            numbers = self.check(input, *given)
-            unbatched = input.dim() == self.dims - 1
-            batch = input.unsqueeze(0) if unbatched else input
-            if wants_grad(batch):
-                out = self.apply(kernels, numbers, batch)
-            else:
-                out = getattr(kernels, self.name)(batch, *numbers)
-            return out.squeeze(0) if unbatched else out
-        except Exception as error:
-            raise self.in_torchs_words(error, input, *given) from None
-
-    def recorded(self, input: Tensor, *given: Any) -> Tensor:
-        """By the registered operator, which others may see and change; torch's own where there is no kernel."""
-        if _is_torchs(input):
-            return self.theirs(input, *given)
-        numbers = self.check(input, *given)
-        _dispatch.check_devices(self.name, input)
-        unbatched = input.dim() == self.dims - 1
-        out = self.op(input.unsqueeze(0) if unbatched else input, *numbers)
-        return out.squeeze(0) if unbatched else out
-
-    def in_torchs_words(self, error: Exception, *given: Any) -> Exception:
-        try:
-            with torch.no_grad():
-                self.theirs(*given)
-        except Exception as theirs:
-            return theirs.with_traceback(None)
-        return error
+_apply_unfold = _dispatch.direct_apply(_Unfold)
+_apply_fold = _dispatch.direct_apply(_Fold)
+_cached_blocks = functools.lru_cache(maxsize=4096)(blocks_of)
 
 
-_unfold = _Way("unfold", 4, _Unfold, _unfold_ops.unfold_op, check_unfold, F.unfold)
-_fold = _Way("fold", 3, _Fold, _unfold_ops.fold_op, check_fold, F.fold)
+def _blocks(*given: Any, make: Callable[..., Blocks] = blocks_of) -> Blocks | None:
+    """The operators' numbers, None where torch is to judge them."""
+    kernel_size, dilation, padding, stride = given
+    if not (type(kernel_size) is int and type(dilation) is int and type(padding) is int and type(stride) is int):
+        given = tuple(plain(number) for number in given)
+        if any(number is None for number in given):
+            return None
+    return make(*given)
+
+
+def _traced_blocks(*given: Any) -> Blocks | None:
+    try:
+        return _blocks(*given)
+    except RuntimeError:
+        return None
+
+
+class _UnfoldIn(DropIn):
+    def eager(self, kernels: Any, input: Tensor, *given: Any) -> Any:
+        blocks = _blocks(*given, make=_cached_blocks)
+        if blocks is None:
+            return None
+        check_unfold(input, blocks)
+        batch = input if input.dim() == 4 else input.unsqueeze(0)
+        out = _apply_unfold(kernels, blocks, batch) if wants_grad(batch) else kernels.unfold(batch, *blocks)
+        return out if input.dim() == 4 else out.squeeze(0)
+
+    def recorded(self, input: Tensor, *given: Any) -> Any:
+        blocks = _traced_blocks(*given)
+        if blocks is None or input.dim() not in (3, 4) or any(known(n == 0) for n in input.shape[-3:]):
+            return None
+        if any(known(n < 1) for n in places_of(input.shape[-2:], blocks)):
+            return None
+        out = _unfold_ops.unfold_op(input if input.dim() == 4 else input.unsqueeze(0), *blocks)
+        return out if input.dim() == 4 else out.squeeze(0)
+
+
+class _FoldIn(DropIn):
+    def eager(self, kernels: Any, input: Tensor, output_size: Any, *given: Any) -> Any:
+        size, blocks = plain(output_size), _blocks(*given, make=_cached_blocks)
+        if size is None or blocks is None:
+            return None
+        size = two("output_size", size)
+        check_fold(input, size, blocks)
+        numbers, batch = (size, *blocks), input if input.dim() == 3 else input.unsqueeze(0)
+        out = _apply_fold(kernels, numbers, batch) if wants_grad(batch) else kernels.fold(batch, *numbers)
+        return out if input.dim() == 3 else out.squeeze(0)
+
+    def recorded(self, input: Tensor, output_size: Any, *given: Any) -> Any:
+        size, blocks = plain(output_size), _traced_blocks(*given)
+        if size is None or blocks is None or input.dim() not in (2, 3) or any(known(n == 0) for n in input.shape[-2:]):
+            return None
+        size = size if isinstance(size, tuple) else (size, size)
+        if len(size) != 2 or known(input.shape[-2] % math.prod(blocks[0]) != 0):
+            return None
+        places = places_of(size, blocks)
+        if known(input.shape[-1] != math.prod(places)) or any(known(n < 1) for n in (*places, *size)):
+            return None
+        out = _unfold_ops.fold_op(input if input.dim() == 3 else input.unsqueeze(0), size, *blocks)
+        return out if input.dim() == 3 else out.squeeze(0)
+
+
+_unfold, _fold = _UnfoldIn("unfold").call, _FoldIn("fold").call
 
 
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
@@ -119,10 +133,17 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     Returns:
         y, [N, C * taps, places] or [C * taps, places].
 
-    Integers, bool and complex numbers go to torch's own function.
+    Dtypes and devices without kernels, numbers that are no plain ints, and calls that torch.jit traces go to torch's
+    own function.
 
     Raises:
-        RuntimeError, TypeError: torch's, where it has an error for the call.
+        RuntimeError, TypeError: torch's.
+
+    Source: Dumoulin and Visin 2016 (https://arxiv.org/abs/1603.07285); :class:`torch.nn.Unfold` for the arguments.
+
+    Example::
+
+        >>> y = pykernels.functional.unfold(x, 3, padding=1)         # [N, C, H, W] -> [N, 9 C, H W]
     """
     return _unfold(input, kernel_size, dilation, padding, stride)
 
@@ -140,9 +161,19 @@ def fold(
 
     Args:
         input: y, [N, C * taps, places] or [C * taps, places].
-        output_size: height and width.
+        output_size: height and width, or a number for both.
+        kernel_size, dilation, padding, stride: a number, or one for each dimension: those of the blocks.
 
     Returns:
         x, [N, C, height, width] or [C, height, width].
+
+    Raises:
+        RuntimeError, TypeError: torch's.
+
+    Source: as of :func:`unfold`, and :class:`torch.nn.Fold` for the arguments.
+
+    Example::
+
+        >>> x = pykernels.functional.fold(y, (32, 32), 3, padding=1)  # [N, 9 C, 1024] -> [N, C, 32, 32]
     """
     return _fold(input, output_size, kernel_size, dilation, padding, stride)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
 
 __all__ = [
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
@@ -178,20 +177,33 @@ def max_unpool(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Te
 
 
 def unpooled_size(
-    dims: int, input: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
-) -> tuple[int, ...]:
-    """The sizes that would be pooled to the input's, or `output_size`, which may be off by less than a stride.
+    dims: int, size: Sequence[int], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
+    output_size: Sequence[int] | None,
+) -> tuple[int, ...] | None:  # fmt: skip
+    """The sizes that would be pooled to the last `dims` of `size`, or `output_size`, which may be off by less than a
+    stride; None where it is off by more, or anything else makes no size."""
+    if not len(kernel) == len(stride) == len(padding) == dims:
+        return None
+    each = zip(size[-dims:], kernel, stride, padding, strict=True)
+    usual = tuple((n - 1) * s + k - 2 * p for n, k, s, p in each)
+    found = usual
+    if output_size is not None:
+        found = tuple(output_size[2:] if len(output_size) == dims + 2 else output_size)
+        if len(found) != dims or any(not u - s < n < u + s for n, u, s in zip(found, usual, stride, strict=True)):
+            return None
+    return None if any(n < 0 for n in found) else found
 
-    Raises what torch raises.
-    """
+
+def _max_unpool(
+    dims: int, input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> Tensor:
     kernel = spread(kernel_size, dims)
-    steps = kernel if stride is None else spread(stride, dims)
-    if is_compiling():  # which cannot trace torch's check
-        if output_size is not None:
-            return tuple(output_size[-dims:])
-        each = zip(input.shape[-dims:], kernel, steps, spread(padding, dims), strict=True)
-        return tuple((n - 1) * s + k - 2 * p for n, k, s, p in each)
-    return tuple(F._unpool_output_size(input, kernel, steps, spread(padding, dims), output_size))  # type: ignore[attr-defined]
+    numbers = kernel, kernel if stride is None else spread(stride, dims), spread(padding, dims)
+    size = unpooled_size(dims, input.shape, *numbers, output_size)
+    if size is None:
+        F._unpool_output_size(input, *numbers, output_size)  # type: ignore[attr-defined]  # raises what torch raises
+        raise ValueError(f"[max_unpool] expected windows of {dims} dimensions, got {numbers}")
+    return max_unpool(input, indices, size)
 
 
 def _max_pool(dims: int, input: Tensor, *window: Any, return_indices: bool) -> Any:
@@ -273,15 +285,15 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
 
 def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
-    return max_unpool(input, indices, unpooled_size(1, input, kernel_size, stride, padding, output_size))
+    return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
-    return max_unpool(input, indices, unpooled_size(2, input, kernel_size, stride, padding, output_size))
+    return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  output_size: Any = None) -> Tensor:
-    return max_unpool(input, indices, unpooled_size(3, input, kernel_size, stride, padding, output_size))
+    return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
 # fmt: on

@@ -72,7 +72,7 @@ def image_of(columns: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: I
 
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """The twin of `pykernels.functional.unfold`: the same arguments."""
-    blocks = check_unfold(input, kernel_size, dilation, padding, stride)
+    blocks = check_unfold(input, blocks_of(kernel_size, dilation, padding, stride))
     return columns_of(input, *blocks) if input.dim() == 4 else columns_of(input[None], *blocks)[0]
 
 
@@ -80,14 +80,16 @@ def fold(
     input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
     """The twin of `pykernels.functional.fold`: the same arguments."""
-    size, *blocks = check_fold(input, output_size, kernel_size, dilation, padding, stride)
+    size, blocks = two("output_size", output_size), blocks_of(kernel_size, dilation, padding, stride)
+    check_fold(input, size, blocks)
     return image_of(input, size, *blocks) if input.dim() == 3 else image_of(input[None], size, *blocks)[0]
 
 
 # --- arguments: torch's errors, in its order
 
 
-def _blocks(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Blocks:
+def blocks_of(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Blocks:
+    """The operators' numbers."""
     kernel = two("kernel_size", kernel_size)
     dilations, pads, strides = two("dilation", dilation), two("padding", padding), two("stride", stride)
     for values, least, text in (
@@ -108,9 +110,8 @@ def two(name: str, value: Any) -> Ints:
     return values
 
 
-def check_unfold(input: Tensor, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Blocks:
-    """The operator's numbers."""
-    blocks = _blocks(kernel_size, dilation, padding, stride)
+def check_unfold(input: Tensor, blocks: Blocks) -> Blocks:
+    """The blocks, which the input has to have."""
     shape = list(input.shape)
     if len(shape) not in (3, 4) or any(n == 0 for n in shape[-3:]):
         raise RuntimeError(
@@ -128,12 +129,8 @@ def check_unfold(input: Tensor, kernel_size: Any, dilation: Any, padding: Any, s
     return blocks
 
 
-def check_fold(
-    input: Tensor, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any
-) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    """The operator's numbers."""
-    size = two("output_size", output_size)
-    blocks = _blocks(kernel_size, dilation, padding, stride)
+def check_fold(input: Tensor, size: Ints, blocks: Blocks) -> None:
+    """Raise where these are no blocks of an image of that size."""
     kernel = blocks[0]
     shape = list(input.shape)
     if len(shape) not in (2, 3) or any(n == 0 for n in shape[-2:]):
@@ -157,7 +154,6 @@ def check_fold(
             f"{_given(size, blocks)}calculated shape of the array of sliding blocks as {_text(places)}, which is too "
             "small (non-positive)"
         )
-    return size, *blocks
 
 
 def _given(size: Ints, blocks: Blocks) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +17,7 @@ import pykernels
 from pykernels import _native
 from pykernels.functional import conv2d, conv2d_relu_max_pool2d, max_pool2d
 from tests.functional.compiling import compiled
+from tests.helpers import outcome
 
 NUMBERS = st.integers(0, 2**31)
 LENET = {"pool_kernel_size": 2}
@@ -201,3 +204,36 @@ def test_a_trained_model_gives_the_same_predictions():
         fused = conv2d_relu_max_pool2d(x, model[0].weight, model[0].bias, **LENET)
         torch.testing.assert_close(fused, model(x))
         assert torch.equal(fused, ours(x))
+
+
+def test_what_is_no_tensor_is_refused_as_by_the_convolution():
+    x, w, _ = drawn(6, (2, 3, 9, 9), (4, 3, 3), 1, torch.float32)
+    for wrong in ((None, w), (x, None), ([1.0], w), (x, w, [1.0])):
+        found = outcome(lambda g=wrong: conv2d_relu_max_pool2d(*g, **LENET))
+        assert found == outcome(lambda g=wrong: conv2d(*g)) and found[0] is TypeError
+
+
+def test_odd_windows_are_torchs(monkeypatch):
+    x, w, _ = drawn(6, (2, 3, 9, 9), (4, 3, 3), 1, torch.float32)
+    calls = fused_calls(monkeypatch)
+    conv = torch.relu(F.conv2d(x, w))
+    for size, ceil_mode in ((True, False), ((True, 1), False), (np.int64(2), False), (2, 1), (2, None), (20, False)):
+        pool = {"pool_kernel_size": size, "ceil_mode": ceil_mode}
+        found = outcome(lambda p=pool: conv2d_relu_max_pool2d(x, w, **p))
+        assert found == outcome(lambda s=size, c=ceil_mode: F.max_pool2d(conv, s, ceil_mode=c))
+    torch.testing.assert_close(conv2d_relu_max_pool2d(x, w, pool_kernel_size=np.int64(2)), F.max_pool2d(conv, 2))
+    assert len(calls) == 1  # of the window that is too large, which the kernel refuses
+
+
+def test_negated_views_are_negated():
+    x, w, b = (torch._neg_view(t) for t in drawn(7, (2, 3, 9, 9), (4, 3, 3), 1, torch.float32))
+    expected = F.max_pool2d(torch.relu(F.conv2d(x, w, b)), 2)
+    torch.testing.assert_close(conv2d_relu_max_pool2d(x, w, b, **LENET), expected)
+
+
+def test_compile_refuses_windows_in_torchs_words():
+    x, w, _ = drawn(6, (2, 3, 9, 9), (4, 3, 3), 1, torch.float32)
+    refused = (LENET | {"pool_dilation": 9}, "too small"), (LENET | {"pool_padding": 2}, "at most half")
+    for pool, text in refused:
+        with pytest.raises(RuntimeError, match=text):
+            compiled(lambda x, w, p=pool: conv2d_relu_max_pool2d(x, w, **p))[0](x, w)
