@@ -10,6 +10,7 @@ quick run only prints, unless `--out` names a file.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -61,5 +62,17 @@ def run(report: Path, options: argparse.Namespace) -> int:
     return int(pytest.main(arguments))
 
 
+def keep_memory() -> None:
+    """Starts anew, once, with an allocator that gives no memory back to the system, as those do that PyTorch's guide
+    recommends. Else a peer's large results are paged in anew with every call, in some runs and not in others: what is
+    compared would be that, and not the kernels. (glibc's settings; other C libraries do not know them.)
+    """
+    settings = {"MALLOC_MMAP_THRESHOLD_": 1 << 30, "MALLOC_TRIM_THRESHOLD_": 1 << 32, "MALLOC_TOP_PAD_": 1 << 28}
+    if not settings.keys() & os.environ.keys():
+        os.environ.update({name: str(value) for name, value in settings.items()})
+        os.execv(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

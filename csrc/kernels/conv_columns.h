@@ -56,7 +56,7 @@ class ColumnPlan {
   public:
     static constexpr double kGatherRows = 10;  // rows of weights whose products take as long as a copy
     static constexpr double kPieces = 12;      // multiply-adds that take as long as storing a row's ends
-    static constexpr double kLineVector = 22;  // or as laying out a vector of a line
+    static constexpr double kLineVector = 24;  // or as laying out a vector of a line
 
     // `target_image`: elements from one image of the result to the next.
     ColumnPlan(const PlanarLines<S, Op>& lines, int64_t images, int64_t target_image, bool flat)

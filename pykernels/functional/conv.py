@@ -89,7 +89,8 @@ def _convolve(
         if any_autocast():
             input, weight, bias = _autocast(input, weight, bias)
         kernels = raw_kernels(input, weight)
-        if kernels is None or input.dtype not in _DTYPES or not (bias is None or type(bias) in _PLAIN):
+        plain = bias is None or (type(bias) in _PLAIN and not bias.is_neg())
+        if kernels is None or input.dtype not in _DTYPES or not plain:
             return _overridden(spatial, input, weight, bias, *given)
         try:  # (in two parts, neither of which is longer than the 50 bytes that marshal begins with)
             steps = marshal.dumps((stride, dilation, groups), 2)

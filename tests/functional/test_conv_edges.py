@@ -89,6 +89,15 @@ def test_dilation_wider_than_the_image(dtype):
     torch.testing.assert_close(ours.double(), theirs, atol=tolerance * 5, rtol=tolerance)
 
 
+@pytest.mark.parametrize("which", range(3))
+def test_negated_views(which):
+    """torch negates the imaginary part of a conjugate where it is read."""
+    given = [torch.randn(1, 2, 6, 6), torch.randn(4, 2, 3, 3), torch.randn(4)]
+    given[which] = torch.complex(given[which], given[which]).conj().imag
+    assert given[which].is_neg()
+    torch.testing.assert_close(pf.conv2d(*given), F.conv2d(*given), atol=1e-5, rtol=1e-5)
+
+
 def test_fused_pooling_of_infinities():
     """A bias of infinity and a sum of -infinity are no number, as in the two functions one after the other."""
     x = torch.zeros(1, 1, 4, 4)
