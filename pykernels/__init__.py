@@ -1,5 +1,7 @@
 """Native CPU and CUDA kernels behind the names that PyTorch users already know."""
 
+import importlib
+
 import torch  # noqa: F401  (first: it loads what the compiled modules are linked to)
 
 from . import _native, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
@@ -39,6 +41,21 @@ from .nn import (
     Unfold,
 )  # fmt: skip
 from .replacement import replace, replacements, restore
+
+_ESTIMATORS: frozenset[str] = frozenset(())
+"""The names of pykernels.estimators, which is imported at the first use of one: it imports scikit-learn."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "estimators" or name in _ESTIMATORS:
+        estimators = importlib.import_module(".estimators", __name__)
+        return estimators if name == "estimators" else getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell", "JordanRNN",
