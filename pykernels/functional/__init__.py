@@ -1,6 +1,7 @@
 """The operators as functions. `pykernels.reference` has the same names in plain PyTorch."""
 
 from .attention import scaled_dot_product_attention
+from .bmu import bmu
 from .conv import conv1d, conv2d, conv3d
 from .conv_pool import conv2d_relu_max_pool2d
 from .dot_attention import dot_attention
@@ -36,4 +37,5 @@ __all__ = [
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d", "unfold", "fold",
+    "bmu",
 ]  # fmt: skip

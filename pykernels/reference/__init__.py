@@ -1,6 +1,7 @@
 """The twins: every operator of `pykernels.functional` in plain PyTorch, written as its equations."""
 
 from .attention import attention, attention_keep, attention_weights, scaled_dot_product_attention
+from .bmu import bmu, distances, unit_sums
 from .conv import conv, conv1d, conv2d, conv3d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
@@ -39,5 +40,6 @@ __all__ = [
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
+    "bmu", "distances", "unit_sums",
     "random_mask",
 ]  # fmt: skip
