@@ -65,6 +65,8 @@ SECTIONS = {
         Section("attention-causal", "Attention, causal", "our own, plain"),
         Section("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         Section("layer-norm-training", "Layer norm of a sum, forward and backward", "torch: the sum, then layer norm"),
+        Section("bmu", "Best matching units", "the best of faiss, torch and scikit-learn"),
+        Section("som-epochs", "Self-organising map, four epochs", "the better of fastersom and xpysom"),
         Section("pool", "Pooling", "torch"),
         Section("pool-channels-last", "Pooling, channels last", "torch"),
         Section("pool-training", "Pooling, forward and backward", "torch"),

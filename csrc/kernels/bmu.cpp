@@ -30,7 +30,7 @@ class Searcher {
             const auto sample = [&](int i) { return first + i; };
             block_.fill(call_, units_, static_cast<int>(std::min<int64_t>(most, samples.end - first)), sample);
             pass();
-            for (int i = 0; i < block_.count; ++i) finish(first + i, i);
+            finish(first);
         }
         settle();
     }
@@ -68,63 +68,102 @@ class Searcher {
         each_tile(KeepMany<T>{best_, held});
     }
 
+    // Writes what is certain of the block, and notes the samples in doubt.
+    void finish(int64_t first) {
+        const int held = call_.neighbours;
+        if (grouped_) held == 1 ? look_into_groups<1>() : look_into_groups<2>();
+        alignas(64) T margin[most];
+        margins(margin);
+        for (int v = 0; v < block_.vectors; ++v) {
+            const int at = v * width;
+            constexpr uint32_t all = (uint32_t(1) << width) - 1;
+            uint32_t certain = units_.overflowed() ? 0 : all;
+            for (int j = 0; j < held; ++j) {
+                const auto apart = Vec<T>::loadu(best_.value[j] + at) - Vec<T>::loadu(best_.value[j + 1] + at);
+                certain &= Larger<T>(apart, Vec<T>::loadu(margin + at)).bits();
+            }
+            for (int i = at; i < std::min(at + width, block_.count); ++i) {
+                if (certain >> (i - at) & 1)
+                    write(first + i, i);
+                else
+                    doubtful_.push_back({first + i, best_.value[held - 1][i] - margin[i]});
+            }
+        }
+    }
+
     // How far apart scores have to be for the order of their units to be certain.
-    T margin(int i) const {
-        const T norm = units_.norm(), size = block_.size[i];
-        if (units_.metric == Metric::kManhattan) return units_.rounding() * (size + norm);
-        return units_.rounding() * (size + norm) * norm;
+    void margins(T* margin) const {
+        const Vec<T> norm(units_.norm()), rounding(units_.rounding());
+        const Vec<T> times = units_.metric == Metric::kManhattan ? rounding : rounding * norm;
+        for (int at = 0; at < block_.vectors * width; at += width)
+            ((Vec<T>::loadu(block_.size + at) + norm) * times).store(margin + at);
     }
 
-    void finish(int64_t sample, int i) {
-        const int held = call_.neighbours;
-        T score[kMostNeighbours + 1];
-        int64_t unit[kMostNeighbours];
-        if (grouped_) {
-            look_into_groups(i, score, unit);
-        } else {
-            for (int j = 0; j <= held; ++j) score[j] = best_.value[j][i];
-            for (int j = 0; j < held; ++j) unit[j] = number_of_lane(best_.number[j][i]);
+    void write(int64_t sample, int i) const {
+        const S* const x = call_.input + sample * call_.input_stride;
+        T before = 0;
+        for (int j = 0; j < call_.neighbours; ++j) {
+            const int64_t unit = number_of_lane(best_.number[j][i]), to = sample * call_.neighbours + j;
+            // (measured each by itself, the order may suffer in the last place)
+            before = std::max(distance(x, call_.codebook + unit * call_.codebook_stride), before);
+            call_.distance[to] = before;
+            call_.index[to] = unit;
         }
-        const T apart = margin(i);
-        bool certain = !units_.overflowed();
-        for (int j = 0; j < held; ++j) certain = certain && score[j] - score[j + 1] > apart;
-        if (!certain) {
-            doubtful_.push_back({sample, score[held - 1] - apart});
-            return;
-        }
-        Nearest nearest(held);
-        const S* x = call_.input + sample * call_.input_stride;
-        for (int j = 0; j < held; ++j) nearest.consider(measure(x, unit[j]), unit[j]);
-        write_nearest(call_, sample, nearest);
+    }
+    T distance(const S* x, const S* w) const {
+        if (call_.metric == Metric::kCosine || std::is_same_v<T, double>)
+            return static_cast<T>(distance_of(call_.metric, exact_measure(call_.metric, x, w, call_.features)));
+        const bool sums = call_.metric == Metric::kManhattan;
+        Vec<T> sum(T(0));
+        each_vector<T>(call_.features, [&](int64_t d, int used) {
+            const Vec<T> apart = load_as<T>(x + d, used) - load_as<T>(w + d, used);
+            sum = sums ? sum + apart.abs() : at::vec::fmadd(apart, apart, sum);
+        });
+        const T total = sum_of_lanes(sum);
+        return sums ? total : std::sqrt(total);
     }
 
-    // The best units and scores among those of the best groups.
-    void look_into_groups(int i, T* score, int64_t* unit) const {
-        const int held = call_.neighbours;
-        std::fill(score, score + held + 1, -std::numeric_limits<T>::infinity());
-        std::fill(unit, unit + held, 0);
-        score[held] = best_.value[held][i];
+    // From the best groups of each sample to the best units within them.
+    template <int Held>
+    void look_into_groups() {
+        alignas(64) T scores[Held * kTileRows][most];
+        for (int i = 0; i < block_.count; ++i)
+            for (int g = 0; g < Held; ++g) score_units(i, number_of_lane(best_.number[g][i]) * kTileRows, scores, g);
+        for (int at = 0; at < block_.vectors * width; at += width) {
+            Vec<T> value[Held + 1], number[Held];
+            for (auto& one : value) one = Vec<T>(-std::numeric_limits<T>::infinity());
+            for (auto& one : number) one = Vec<T>(T(0));
+            value[Held] = Vec<T>::loadu(best_.value[Held] + at);
+            for (int c = 0; c < Held * kTileRows; ++c)
+                insert<Held>(value, number, Vec<T>::loadu(scores[c] + at), Vec<T>(number_in_lane<T>(c)));
+            T chosen[Held][width];
+            for (int j = 0; j < Held; ++j) number[j].store(chosen[j]);
+            for (int lane = 0; lane < width; ++lane) {
+                int64_t unit[Held];
+                for (int j = 0; j < Held; ++j) {
+                    const int64_t c = number_of_lane(chosen[j][lane]);
+                    unit[j] = number_of_lane(best_.number[c / kTileRows][at + lane]) * kTileRows + c % kTileRows;
+                }
+                for (int j = 0; j < Held; ++j) best_.number[j][at + lane] = number_in_lane<T>(unit[j]);
+            }
+            for (int j = 0; j <= Held; ++j) value[j].store(best_.value[j] + at);
+        }
+    }
+    // Of a sample and the units of its group g.
+    void score_units(int i, int64_t first, T (*scores)[most], int g) const {
         const T* const x = block_.rows + i * units_.stride;
-        for (int g = 0; g < held; ++g) {
-            const int64_t first = number_of_lane(best_.number[g][i]) * kTileRows;
-            Vec<T> sum[kTileRows];
-            for (auto& part : sum) part = Vec<T>(T(0));
-            for (int64_t d = 0; d < units_.stride; d += width) {
-                const auto part = Vec<T>::loadu(x + d);
+        Vec<T> sum[kTileRows];
 #pragma GCC unroll 8
-                for (int m = 0; m < kTileRows; ++m)
-                    sum[m] = at::vec::fmadd(part, Vec<T>::loadu(units_.row(first + m) + d), sum[m]);
-            }
-            for (int m = 0; m < kTileRows; ++m) {
-                T value = sum_of_lanes(sum[m]) + *units_.start(first + m);
-                int64_t owner = first + m;
-                for (int j = 0; j <= held; ++j)
-                    if (value > score[j]) {
-                        std::swap(value, score[j]);
-                        if (j < held) std::swap(owner, unit[j]);
-                    }
-            }
+        for (auto& part : sum) part = Vec<T>(T(0));
+        for (int64_t d = 0; d < units_.stride; d += width) {
+            const auto part = Vec<T>::loadu(x + d);
+#pragma GCC unroll 8
+            for (int m = 0; m < kTileRows; ++m)
+                sum[m] = at::vec::fmadd(part, Vec<T>::loadu(units_.row(first + m) + d), sum[m]);
         }
+#pragma GCC unroll 8
+        for (int m = 0; m < kTileRows; ++m)
+            scores[g * kTileRows + m][i] = sum_of_lanes(sum[m]) + *units_.start(first + m);
     }
 
     double measure(const S* x, int64_t unit) const {

@@ -28,66 +28,82 @@ struct SampleBlock {
         count = samples;
         vectors = count <= width ? 1 : kTileVectors;
         const T* const centre = units.centre();
+        const int lanes = vectors * width;
         for (int i = 0; i < count; ++i) {
             const S* x = call.input + sample(i) * call.input_stride;
             T* const row = rows + i * units.stride;
-            Vec<T> sum(T(0));
-            each_vector<T>(units.features, [&](int64_t d, int used) {
-                const Vec<T> off = load_as<T>(x + d, used) - Vec<T>::loadu(centre + d);
-                off.store(row + d);  // (beyond `used` the centre is zero too)
-                sum = units.metric == Metric::kManhattan ? sum + off.abs() : at::vec::fmadd(off, off, sum);
+            each_vector<T>(units.features, [&](int64_t d, int used) {  // (beyond `used` the centre is zero too)
+                (load_as<T>(x + d, used) - Vec<T>::loadu(centre + d)).store(row + d);
             });
-            const T total = sum_of_lanes(sum);
-            size[i] = units.metric == Metric::kManhattan ? total : std::sqrt(total);
         }
-        std::fill(rows + count * units.stride, rows + int64_t(vectors) * width * units.stride, T(0));
-        pack_transposed(rows.get(), units.stride, int64_t(vectors) * width, units.features, panel.get(),
-                        int64_t(vectors) * width);
+        std::fill(rows + count * units.stride, rows + lanes * units.stride, T(0));
+        pack_transposed(rows.get(), units.stride, lanes, units.features, panel.get(), lanes);
+        for (int at = 0; at < lanes; at += width) {
+            Vec<T> sum(T(0));
+            for (int64_t d = 0; d < units.features; ++d) {
+                const auto x = Vec<T>::loadu(panel + d * lanes + at);
+                sum = units.metric == Metric::kManhattan ? sum + x.abs() : at::vec::fmadd(x, x, sum);
+            }
+            (units.metric == Metric::kManhattan ? sum : sum.sqrt()).store(size + at);
+        }
     }
 
     int count, vectors;
-    T size[most];
+    alignas(64) T size[most];
     const Buffer<T> panel, rows, partial;
 };
+
+// One group of units against the block, over `depth` features: from the units' own start, or from what was summed so
+// far; end(tile) has the sums in registers. A function of its own, so that nothing else competes for them.
+template <typename T, bool Sums, int Vectors, typename End>
+[[gnu::noinline]] void score_group(const RowPointers<T, kTileRows>& rows, const T* samples, int64_t depth,
+                                   const T* start, const T* summed, const End& end) {
+    const RowPointers<T, kTileRows> units = rows;
+    const PanelRows<T> panel{samples, int64_t(Vectors) * kWidth<T>};
+    Tile<T, kTileRows, Vectors> tile;
+    if (summed) {
+        tile.begin(summed, Vectors * kWidth<T>);
+    } else {
+#pragma GCC unroll 8
+        for (int m = 0; m < kTileRows; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) tile.sum[m][v] = Vec<T>(start[m]);
+    }
+    if constexpr (Sums) {
+        for (int64_t k = 0; k < depth; ++k)
+#pragma GCC unroll 8
+            for (int m = 0; m < kTileRows; ++m)
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v)
+                    tile.sum[m][v] =
+                        tile.sum[m][v] - (Vec<T>::loadu(panel.at(k) + v * kWidth<T>) - Vec<T>(*units.at(m, k))).abs();
+    } else {
+        tile.add(units, panel, depth);
+    }
+    end(tile);
+}
 
 // Calls take(group, tile) with the scores of every group of units, while they are in registers. Sums: of distances, in
 // the place of products.
 template <typename T, bool Sums, int Vectors, typename Take>
-[[gnu::noinline]] void each_group(const Units<T>& units, const SampleBlock<T>& block, const Take& take) {
+void each_group(const Units<T>& units, const SampleBlock<T>& block, const Take& take) {
     constexpr int lanes = Vectors * kWidth<T>;
     const int64_t features = units.features;
     for (int64_t g0 = 0; g0 < units.groups; g0 += kBmuChunk) {
         const int64_t g1 = std::min(g0 + kBmuChunk, units.groups);
         for (int64_t d0 = 0; d0 < std::max<int64_t>(features, 1); d0 += kBmuDepth) {
             const int64_t deep = std::min(kBmuDepth, features - d0);
+            const T* const panel = block.panel + d0 * lanes;
             for (int64_t group = g0; group < g1; ++group) {
                 T* const partial = block.partial + (group - g0) * kTileRows * lanes;
-                Tile<T, kTileRows, Vectors> tile;
-                if (d0 == 0) {
-                    const T* const start = units.start(group * kTileRows);
-#pragma GCC unroll 8
-                    for (int m = 0; m < kTileRows; ++m)
-#pragma GCC unroll 8
-                        for (int v = 0; v < Vectors; ++v) tile.sum[m][v] = Vec<T>(start[m]);
-                } else {
-                    tile.begin(partial, lanes);
-                }
+                const T *const start = units.start(group * kTileRows), *const summed = d0 == 0 ? nullptr : partial;
                 RowPointers<T, kTileRows> rows;
                 for (int m = 0; m < kTileRows; ++m) rows.row[m] = units.row(group * kTileRows + m) + d0;
-                const PanelRows<T> panel{block.panel + d0 * lanes, lanes};
-                if constexpr (Sums) {
-                    for (int64_t k = 0; k < deep; ++k)
-#pragma GCC unroll 8
-                        for (int m = 0; m < kTileRows; ++m)
-#pragma GCC unroll 8
-                            for (int v = 0; v < Vectors; ++v)
-                                tile.sum[m][v] =
-                                    tile.sum[m][v] -
-                                    (Vec<T>::loadu(panel.at(k) + v * kWidth<T>) - Vec<T>(*rows.at(m, k))).abs();
-                } else {
-                    tile.add(rows, panel, deep);
-                }
-                d0 + kBmuDepth < features ? tile.end(partial, lanes) : take(group, tile);
+                if (d0 + kBmuDepth < features)
+                    score_group<T, Sums, Vectors>(rows, panel, deep, start, summed, StoreSums<T>{partial, lanes});
+                else
+                    score_group<T, Sums, Vectors>(rows, panel, deep, start, summed,
+                                                  [group, take](const auto& tile) { take(group, tile); });
             }
         }
     }
