@@ -53,12 +53,19 @@ struct SampleBlock {
     const Buffer<T> panel, rows, partial;
 };
 
+// Rows of A one below the other.
+template <typename T>
+struct UnitRows {
+    const T* first;
+    int64_t stride;
+    const T* at(int m, int64_t k) const { return first + m * stride + k; }
+};
+
 // One group of units against the block, over `depth` features: from the units' own start, or from what was summed so
 // far; end(tile) has the sums in registers. A function of its own, so that nothing else competes for them.
 template <typename T, bool Sums, int Vectors, typename End>
-[[gnu::noinline]] void score_group(const RowPointers<T, kTileRows>& rows, const T* samples, int64_t depth,
-                                   const T* start, const T* summed, const End& end) {
-    const RowPointers<T, kTileRows> units = rows;
+[[gnu::noinline]] void score_group(const UnitRows<T> units, const T* samples, int64_t depth, const T* start,
+                                   const T* summed, const End& end) {
     const PanelRows<T> panel{samples, int64_t(Vectors) * kWidth<T>};
     Tile<T, kTileRows, Vectors> tile;
     if (summed) {
@@ -97,8 +104,7 @@ void each_group(const Units<T>& units, const SampleBlock<T>& block, const Take& 
             for (int64_t group = g0; group < g1; ++group) {
                 T* const partial = block.partial + (group - g0) * kTileRows * lanes;
                 const T *const start = units.start(group * kTileRows), *const summed = d0 == 0 ? nullptr : partial;
-                RowPointers<T, kTileRows> rows;
-                for (int m = 0; m < kTileRows; ++m) rows.row[m] = units.row(group * kTileRows + m) + d0;
+                const UnitRows<T> rows{units.row(group * kTileRows) + d0, units.stride};
                 if (d0 + kBmuDepth < features)
                     score_group<T, Sums, Vectors>(rows, panel, deep, start, summed, StoreSums<T>{partial, lanes});
                 else
