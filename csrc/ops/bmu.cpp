@@ -8,13 +8,11 @@
 
 #include "kernels/unit_sums.h"
 #include "ops/by_type.h"
+#include "ops/dense_rows.h"
 #include "ops/registry.h"
 
 namespace pykernels {
 namespace {
-
-// Rows whose features lie beside each other.
-Tensor dense_rows(const Tensor& rows) { return rows.size(1) <= 1 || rows.stride(1) == 1 ? rows : rows.contiguous(); }
 
 BmuResult find(const Tensor& input, const Tensor& codebook, const BmuSizes& s) {
     const Tensor x = dense_rows(input), w = dense_rows(codebook);

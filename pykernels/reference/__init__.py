@@ -24,6 +24,7 @@ from .pool import (
     max_unpool2d,
     max_unpool3d,
 )
+from .radial_basis import default_gamma, radial_basis
 from .random import random_mask
 from .rnn import rnn, rnn_cell, rnn_layer
 from .unfold import fold, unfold
@@ -40,6 +41,6 @@ __all__ = [
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
-    "bmu", "distances", "unit_sums",
+    "bmu", "distances", "unit_sums", "radial_basis", "default_gamma",
     "random_mask",
 ]  # fmt: skip
