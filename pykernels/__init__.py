@@ -42,7 +42,10 @@ from .nn import (
 )  # fmt: skip
 from .replacement import replace, replacements, restore
 
-_ESTIMATORS: frozenset[str] = frozenset(("SOM",))
+_ESTIMATORS: frozenset[str] = frozenset((
+    "SOM",
+    "RadialBasisRegressor", "RadialBasisClassifier", "ExtremeLearningRegressor", "ExtremeLearningClassifier",
+))  # fmt: skip
 """The names of pykernels.estimators, which is imported at the first use of one: it imports scikit-learn."""
 
 

@@ -1,5 +1,10 @@
 """Maps, memories and machines that are fitted to data, in scikit-learn's manner."""
 
+from .extreme_learning import ExtremeLearningClassifier, ExtremeLearningRegressor
+from .radial_basis import RadialBasisClassifier, RadialBasisRegressor
 from .som import SOM
 
-__all__ = ["SOM"]
+__all__ = [
+    "SOM",
+    "RadialBasisRegressor", "RadialBasisClassifier", "ExtremeLearningRegressor", "ExtremeLearningClassifier",
+]  # fmt: skip

@@ -70,6 +70,11 @@ class Estimator(BaseEstimator):
 
     device: Any
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def _rows(self, X: Any, *, reset: bool = False) -> Rows:
         """The samples, checked; with `reset` their number of features is kept, without it compared.
 
