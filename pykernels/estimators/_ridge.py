@@ -93,7 +93,7 @@ class RidgeRegressor(RegressorMixin, RidgeNetwork):
         rows, y = self._targets(X, y)
         y = _check_y(y, multi_output=True, y_numeric=True, estimator=self)
         self._single = y.ndim == 1
-        self._fit(X, torch.from_numpy(np.asarray(y, np.float64).reshape(len(rows), -1)), rows)
+        self._fit(X, torch.tensor(np.asarray(y, np.float64)).reshape(len(rows), -1), rows)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -113,7 +113,7 @@ class RidgeClassifier(ClassifierMixin, RidgeNetwork):
         self.classes_ = binarizer.classes_
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} expected samples of at least 2 classes, but the data has 1 class")
-        self._fit(X, torch.from_numpy(np.asarray(targets, np.float64)), rows)
+        self._fit(X, torch.tensor(np.asarray(targets, np.float64)), rows)
         return self
 
     def decision_function(self, X: Any) -> Any:
