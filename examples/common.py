@@ -10,11 +10,25 @@ from pathlib import Path
 import torch
 
 
-def quick_wanted(about: str | None) -> bool:
-    """Reads the command line: `--quick` makes an example a check of a few seconds."""
+def _parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few seconds: does it run, not what it learns")
-    return parser.parse_args().quick
+    return parser
+
+
+def quick_wanted(about: str | None) -> bool:
+    """Reads the command line: `--quick` makes an example a check of a few seconds."""
+    return _parser(about).parse_args().quick
+
+
+def quick_and_folder(about: str | None) -> tuple[bool, Path | None]:
+    """The same for an example that draws, and the folder of `--pictures`, which is made."""
+    parser = _parser(about)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw into this folder")
+    options = parser.parse_args()
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+    return options.quick, options.pictures
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:

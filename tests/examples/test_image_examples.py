@@ -298,3 +298,26 @@ def test_the_multilayer_perceptron_names_97_percent_of_new_digits(capsys):
     assert found["multilayer"] >= 0.97
     assert found["even by layers"] > found["even by a plane"] + 0.05
     assert f"{100 * found['multilayer']:.1f} %" in capsys.readouterr().out
+
+
+# --- maps
+
+
+def test_maps_of_digits_and_colours(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("matplotlib").use("Agg")
+    from examples import maps
+
+    found = maps.main(quick=True, folder=tmp_path)
+    assert found["quantization"] < 1.4 and found["topographic"] < 0.25 and found["named"] > 0.85
+    assert found["colours"] < 0.8 * found["colours by chance"] and found["colours topographic"] < 0.3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["colours_of_a_photograph.png", "digits_on_a_map.png"]
+
+
+def test_units_without_samples_are_named_after_the_nearest():
+    from examples.maps import names_of_units
+
+    som = pykernels.SOM(1, 3, n_epochs=1, random_state=0).fit(torch.rand(9, 2))
+    som.cluster_centers_ = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
+    samples = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.9, 1.0], [1.0, 0.9], [1.1, 1.0]])
+    assert names_of_units(som, samples, torch.tensor([3, 3, 7, 7, 2])).tolist() == [3, 7, 7]
