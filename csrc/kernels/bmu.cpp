@@ -4,6 +4,7 @@
 #include "kernels/bmu.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "core/parallel.h"
@@ -72,7 +73,8 @@ class Searcher {
     T margin(int i) const {
         const T norm = units_.norm(), size = block_.size[i];
         if (units_.metric == Metric::kManhattan) return units_.rounding() * (size + norm);
-        return units_.rounding() * (size + norm) * norm;
+        const T lost = std::numeric_limits<T>::min();  // more than what products lose that are subnormal
+        return units_.rounding() * (size + norm) * norm + lost;
     }
 
     void finish(int64_t sample, int i) {
