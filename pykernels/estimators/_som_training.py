@@ -216,14 +216,14 @@ class Trainer:
         return found.quantization_error
 
     def small_batches(self, rows: Rows, epoch: int, size: int, generator: torch.Generator) -> float:
-        """Batches in random order, as many in every process."""
+        """Batches of about as many samples, `size` at most, in random order, and as many in every process."""
         order, error = torch.randperm(len(rows), generator=generator), 0.0
         longest = torch.tensor(len(rows), device=rows.device)
         if is_shared():
             dist.all_reduce(longest, dist.ReduceOp.MAX)
         batches = -(-int(longest) // size)
-        for i in range(batches):
-            block = rows.dense(order[i * size : (i + 1) * size])
+        for i, some in enumerate(order.tensor_split(batches)):
+            block = rows.dense(some)
             error += self.small_batch(Rows(block, rows.device, rows.dtype, False), epoch + i / batches)
         return error / batches
 
