@@ -109,7 +109,7 @@ class Neighbourhood:
             return self._all_pairs(values, lambda squares: self.weights(squares, sigma))
         if self.grid.topology == "linear":
             whole = self._along(torch.arange(self.grid.size), 1, 0.0, sigma, values)
-            return (whole @ values.flatten(1)).reshape(values.shape)
+            return (whole @ values.reshape(self.grid.size, -1)).reshape(values.shape)
         rows, columns = self.grid.shape
         table = values.reshape(rows, columns, -1)
         parities = [slice(0, None, 2), slice(1, None, 2)] if self.grid.topology == "hexagonal" else [slice(None)]
