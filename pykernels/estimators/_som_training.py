@@ -163,8 +163,9 @@ def _plane(rows: Rows, grid: Grid) -> Tensor:
     mean, covariance = _moments(rows)
     variances, directions = torch.linalg.eigh(covariance)
     directions = directions.flip(1)[:, :2] * variances.flip(0)[:2].clamp_min(0).sqrt()
-    largest = directions.abs().argmax(0)
-    directions = directions * directions.gather(0, largest[None]).sign()  # of two opposite ones always the same
+    # of two opposite ones always the same, also where rounding chooses between entries of equal size
+    large = directions.abs() >= 0.99 * directions.abs().amax(0)
+    directions = directions * directions.gather(0, large.int().argmax(0)[None]).sign()
     if directions.shape[1] < 2:
         directions = torch.cat([directions, torch.zeros_like(directions)], 1)
     places = grid.coordinates.to(mean)
