@@ -115,6 +115,11 @@ class Estimator(BaseEstimator):
             )
         return Rows(X, torch.device(self.device or X.device), dtype, wrap=False)
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def _fitted_rows(self, X: Any) -> Rows:
         check_is_fitted(self)
         return self._rows(X)
