@@ -1,5 +1,6 @@
 """Maps, memories and machines that are fitted to data, in scikit-learn's manner."""
 
+from . import _base  # noqa: F401  (first: it tells what is not installed)
 from .som import SOM
 
 __all__ = ["SOM"]
