@@ -117,19 +117,15 @@ def share(given: tuple, kind: str, sigma: float) -> torch.Tensor:
 
 @every_grid
 @pytest.mark.parametrize("kind", NEIGHBOURHOODS)
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.5])
-def test_values_spread_as_by_all_pairs(given, kind, sigma):
+def test_values_spread_as_by_all_pairs(given, kind):
     neighbourhood = Neighbourhood(Grid(*given), kind)
     size = given[0] * given[1]
-    matrix = share(given, kind, sigma)
-    for shape in ((size,), (size, 1), (size, 3)):
-        values = torch.rand(shape, dtype=torch.float64)
-        torch.testing.assert_close(
-            neighbourhood.spread(values, sigma), (matrix @ values.reshape(size, -1)).reshape(shape)
-        )
-        torch.testing.assert_close(
-            neighbourhood.spread_magnitudes(values, sigma), (matrix.abs() @ values.reshape(size, -1)).reshape(shape)
-        )
+    for sigma, shape in ((0.3, (size,)), (1.0, (size, 1)), (2.5, (size, 3))):
+        matrix, values = share(given, kind, sigma), torch.rand(shape, dtype=torch.float64)
+        expected = (matrix @ values.reshape(size, -1)).reshape(shape)
+        torch.testing.assert_close(neighbourhood.spread(values, sigma), expected)
+        expected = (matrix.abs() @ values.reshape(size, -1)).reshape(shape)
+        torch.testing.assert_close(neighbourhood.spread_magnitudes(values, sigma), expected)
 
 
 def test_pairs_in_parts(monkeypatch):

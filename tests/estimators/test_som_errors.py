@@ -15,6 +15,7 @@ from scipy import sparse
 from sklearn.exceptions import NotFittedError
 
 from pykernels import SOM
+from tests.helpers import python
 
 from .maps import blobs
 
@@ -129,6 +130,22 @@ def test_a_map_that_has_not_learned():
     for call in (som.u_matrix, som.state_dict, som.plot_u_matrix, lambda: som.component_plane(0)):
         with pytest.raises(NotFittedError):
             call()
+
+
+WITHOUT = """
+import sys
+sys.modules["sklearn"] = None
+import pykernels
+try:
+    pykernels.SOM
+except ImportError as error:
+    print(error)
+pykernels.functional.bmu
+"""
+
+
+def test_what_to_install_is_told():
+    assert "pip install pykernels[estimators]" in python(WITHOUT).stdout
 
 
 def test_too_many_units_are_asked_for():

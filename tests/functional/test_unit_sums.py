@@ -154,9 +154,8 @@ def test_vmap(device, dims):
         assert torch.equal(found[0][n], expected[0]) and torch.equal(found[1][n], expected[1])
 
 
-@every_dtype
-def test_opcheck(device, dtype):
-    input, index = Sums(12, layout="columns").tensors(dtype, device)
+def test_opcheck(device):
+    input, index = Sums(12, layout="columns").tensors(device=device)
     torch.library.opcheck(op, (input.requires_grad_(), index, 9))
     torch.library.opcheck(op, (input.detach()[:0], index[:0], 2))
 
