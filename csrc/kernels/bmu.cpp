@@ -4,6 +4,7 @@
 #include "kernels/bmu.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "core/parallel.h"
@@ -95,32 +96,19 @@ class Searcher {
     void margins(T* margin) const {
         const Vec<T> norm(units_.norm()), rounding(units_.rounding());
         const Vec<T> times = units_.metric == Metric::kManhattan ? rounding : rounding * norm;
+        const Vec<T> lost(std::numeric_limits<T>::min());  // more than what products lose that are subnormal
         for (int at = 0; at < block_.vectors * width; at += width)
-            ((Vec<T>::loadu(block_.size + at) + norm) * times).store(margin + at);
+            ((Vec<T>::loadu(block_.size + at) + norm) * times + lost).store(margin + at);
     }
 
     void write(int64_t sample, int i) const {
         const S* const x = call_.input + sample * call_.input_stride;
-        T before = 0;
+        Nearest nearest(call_.neighbours);
         for (int j = 0; j < call_.neighbours; ++j) {
-            const int64_t unit = number_of_lane(best_.number[j][i]), to = sample * call_.neighbours + j;
-            // (measured each by itself, the order may suffer in the last place)
-            before = std::max(distance(x, call_.codebook + unit * call_.codebook_stride), before);
-            call_.distance[to] = before;
-            call_.index[to] = unit;
+            const int64_t unit = number_of_lane(best_.number[j][i]);
+            nearest.consider(measure(x, unit), unit);
         }
-    }
-    T distance(const S* x, const S* w) const {
-        if (call_.metric == Metric::kCosine || std::is_same_v<T, double>)
-            return static_cast<T>(distance_of(call_.metric, exact_measure(call_.metric, x, w, call_.features)));
-        const bool sums = call_.metric == Metric::kManhattan;
-        Vec<T> sum(T(0));
-        each_vector<T>(call_.features, [&](int64_t d, int used) {
-            const Vec<T> apart = load_as<T>(x + d, used) - load_as<T>(w + d, used);
-            sum = sums ? sum + apart.abs() : at::vec::fmadd(apart, apart, sum);
-        });
-        const T total = sum_of_lanes(sum);
-        return sums ? total : std::sqrt(total);
+        write_nearest(call_, sample, nearest);
     }
 
     // From the best groups of each sample to the best units within them.

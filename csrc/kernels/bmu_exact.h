@@ -6,23 +6,39 @@
 #include <cmath>
 #include <limits>
 
+#include "core/vec.h"
 #include "kernels/bmu.h"
 
 namespace pykernels {
 
 namespace detail {
 
-inline constexpr int kChains = 8;  // partial sums, that the compiler keeps side by side
+// Values as doubles; the lanes beyond `count` are zero.
+template <typename S>
+inline Vec<double> doubles_at(const S* p, int count) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<S, float>)
+        return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << count) - 1), p));
+#elif defined(CPU_CAPABILITY_AVX2)
+    if constexpr (std::is_same_v<S, float>)
+        if (count == kWidth<double>) return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#endif
+    if constexpr (std::is_same_v<S, double>) {
+        return load_as<double>(p, count);
+    } else {
+        double lanes[kWidth<double>] = {};
+        for (int i = 0; i < count; ++i) lanes[i] = static_cast<double>(p[i]);
+        return Vec<double>::loadu(lanes);
+    }
+}
 
-// The sum over features of term(x, w), in kChains interleaved chains.
-template <typename S, typename Term>
-double sum_of_terms(const S* x, const S* w, int64_t features, const Term& term) {
-    double sum[kChains] = {};
-    int64_t d = 0;
-    for (; d + kChains <= features; d += kChains)
-        for (int j = 0; j < kChains; ++j) sum[j] += term(static_cast<double>(x[d + j]), static_cast<double>(w[d + j]));
-    for (int j = 0; d + j < features; ++j) sum[j] += term(static_cast<double>(x[d + j]), static_cast<double>(w[d + j]));
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+// The sum over features of what add(sum, x, w) adds.
+template <typename S, typename Add>
+inline double sum_over(const S* x, const S* w, int64_t features, const Add& add) {
+    Vec<double> sum(0.0);
+    each_vector<double>(features,
+                        [&](int64_t d, int used) { sum = add(sum, doubles_at(x + d, used), doubles_at(w + d, used)); });
+    return sum_of_lanes(sum);
 }
 
 }  // namespace detail
@@ -30,17 +46,19 @@ double sum_of_terms(const S* x, const S* w, int64_t features, const Term& term) 
 // What units are ordered by: the distance, squared where it is Euclidean.
 template <typename S>
 double exact_measure(Metric metric, const S* x, const S* w, int64_t features) {
-    using detail::sum_of_terms;
+    using D = Vec<double>;
+    using detail::sum_over;
     if (metric == Metric::kEuclidean)
-        return sum_of_terms(x, w, features, [](double a, double b) { return (a - b) * (a - b); });
+        return sum_over(x, w, features, [](const D& sum, const D& a, const D& b) {
+            const D apart = a - b;
+            return at::vec::fmadd(apart, apart, sum);
+        });
     if (metric == Metric::kManhattan)
-        return sum_of_terms(x, w, features, [](double a, double b) { return std::abs(a - b); });
-    const double dot = sum_of_terms(x, w, features, [](double a, double b) { return a * b; });
-    const double of_x = sum_of_terms(x, x, features, [](double a, double b) { return a * b; });
-    const double of_w = sum_of_terms(w, w, features, [](double a, double b) { return a * b; });
-    const double norms = std::sqrt(of_x) * std::sqrt(of_w);
+        return sum_over(x, w, features, [](const D& sum, const D& a, const D& b) { return sum + (a - b).abs(); });
+    const auto product = [](const D& sum, const D& a, const D& b) { return at::vec::fmadd(a, b, sum); };
+    const double norms = std::sqrt(sum_over(x, x, features, product)) * std::sqrt(sum_over(w, w, features, product));
     if (norms == 0) return 1;
-    const double apart = 1 - dot / norms;
+    const double apart = 1 - sum_over(x, w, features, product) / norms;
     return apart < 0 ? 0 : apart;  // (NaN stays)
 }
 

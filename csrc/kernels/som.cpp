@@ -138,8 +138,7 @@ class Learner {
 
     Vec<T> neighbourhood(const Vec<T>& squares, double sigma) const {
         if (call_.neighbourhood == Neighbourhood::kBubble)
-            return Larger<T>(squares, Vec<T>(static_cast<T>(bubble_reach(sigma)) * (1 + 64 * kRounding)))
-                .choose(Vec<T>(T(0)), Vec<T>(T(1)));
+            return Larger<T>(squares, Vec<T>(static_cast<T>(bubble_reach(sigma)))).choose(Vec<T>(T(0)), Vec<T>(T(1)));
         const auto scaled = squares * Vec<T>(static_cast<T>(1 / (sigma * sigma)));
         const auto bell = (scaled * Vec<T>(T(-0.5))).exp();
         if (call_.neighbourhood == Neighbourhood::kGaussian) return bell;

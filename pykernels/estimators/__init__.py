@@ -1,5 +1,6 @@
 """Maps, memories and machines that are fitted to data, in scikit-learn's manner."""
 
+from . import _base  # noqa: F401  (first: it tells what is not installed)
 from .extreme_learning import ExtremeLearningClassifier, ExtremeLearningRegressor
 from .radial_basis import RadialBasisClassifier, RadialBasisRegressor
 from .som import SOM

@@ -88,8 +88,7 @@ class Estimator(BaseEstimator):
         given = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=[np.float32, np.float64])
         device = torch.device(self.device or "cpu")
         dtype = torch.float64 if given.dtype == np.float64 else torch.float32
-        # (a tensor cannot be made of an array that is not to be written)
-        data = torch.from_numpy(given if given.flags.writeable else given.copy()) if _is_array(given) else given
+        data = torch.from_numpy(_own(given)) if isinstance(given, np.ndarray) else given
         return Rows(data, device, dtype, wrap=True)
 
     def _tensor_rows(self, X: Tensor, reset: bool) -> Rows:
@@ -126,8 +125,9 @@ class Estimator(BaseEstimator):
         return self._rows(X)
 
 
-def _is_array(data: Any) -> bool:
-    return isinstance(data, np.ndarray)
+def _own(array: np.ndarray) -> np.ndarray:
+    """A copy where a tensor cannot be made of the array: it is not to be written, or runs backwards."""
+    return array if array.flags.writeable and min(array.strides) >= 0 else array.copy()
 
 
 def _scipy_of(X: Tensor) -> Any:

@@ -94,7 +94,8 @@ class Neighbourhood:
     def weights(self, squares: Tensor, sigma: float) -> Tensor:
         """From squared distances."""
         if self.kind == "bubble":
-            return (squares <= sigma * sigma * (1 + 1e-9)).to(squares.dtype)
+            # (for what rounding does to units that are just as far)
+            return (squares <= (sigma + 1e-4) ** 2).to(squares.dtype)
         scaled = squares / (sigma * sigma)
         bell = torch.exp(-0.5 * scaled)
         return bell if self.kind == "gaussian" else (1 - scaled / self.dimensions) * bell
@@ -109,7 +110,7 @@ class Neighbourhood:
             return self._all_pairs(values, lambda squares: self.weights(squares, sigma))
         if self.grid.topology == "linear":
             whole = self._along(torch.arange(self.grid.size), 1, 0.0, sigma, values)
-            return (whole @ values.flatten(1)).reshape(values.shape)
+            return (whole @ values.reshape(self.grid.size, -1)).reshape(values.shape)
         rows, columns = self.grid.shape
         table = values.reshape(rows, columns, -1)
         parities = [slice(0, None, 2), slice(1, None, 2)] if self.grid.topology == "hexagonal" else [slice(None)]

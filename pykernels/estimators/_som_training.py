@@ -163,9 +163,9 @@ def _plane(rows: Rows, grid: Grid) -> Tensor:
     mean, covariance = _moments(rows)
     variances, directions = torch.linalg.eigh(covariance)
     directions = directions.flip(1)[:, :2] * variances.flip(0)[:2].clamp_min(0).sqrt()
-    # of two opposite directions always the same: the first component that is not small is positive
-    large = (directions.abs() > 0.5 * directions.abs().amax(0)).double().argmax(0)
-    directions = directions * directions.gather(0, large[None]).sign()
+    # of two opposite ones always the same, also where rounding chooses between entries of equal size
+    large = directions.abs() >= 0.99 * directions.abs().amax(0)
+    directions = directions * directions.gather(0, large.int().argmax(0)[None]).sign()
     if directions.shape[1] < 2:
         directions = torch.cat([directions, torch.zeros_like(directions)], 1)
     places = grid.coordinates.to(mean)
@@ -217,14 +217,14 @@ class Trainer:
         return found.quantization_error
 
     def small_batches(self, rows: Rows, epoch: int, size: int, generator: torch.Generator) -> float:
-        """Batches in random order, as many in every process."""
+        """Batches of about as many samples, `size` at most, in random order, and as many in every process."""
         order, error = torch.randperm(len(rows), generator=generator), 0.0
         longest = torch.tensor(len(rows), device=rows.device)
         if is_shared():
             dist.all_reduce(longest, dist.ReduceOp.MAX)
         batches = -(-int(longest) // size)
-        for i in range(batches):
-            block = rows.dense(order[i * size : (i + 1) * size])
+        for i, some in enumerate(order.tensor_split(batches)):
+            block = rows.dense(some)
             error += self.small_batch(Rows(block, rows.device, rows.dtype, False), epoch + i / batches)
         return error / batches
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -116,7 +118,16 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     # --- learning
 
     def fit(self, X: Any, y: Any = None) -> SOM:
-        """Learn the map of samples X [N, D], from the start."""
+        """Learn the map of samples X [N, D], from the start. Where that fails the map is what it was."""
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(self, X: Any) -> SOM:
         rows = self._own_rows(X, reset=True)
         generator = generator_of(self.random_state)
         trainer = self._begin(rows, generator)
@@ -130,8 +141,11 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             else:
                 error = trainer.online(rows, epoch, generator)
             self.history_.append(error)
-        self.n_epochs_ = self.n_epochs
+        self.n_epochs_ = int(self.n_epochs)
         found = look_up(rows, trainer.codebook, self._grid, self.metric, min(2, self._grid.size))
+        if self.training == "batch":  # where partial_fit goes on
+            samples = found.counts.sum()
+            trainer.sums, trainer.counts = found.sums / samples, found.counts / samples
         self._keep(trainer, rows)
         self.labels_ = rows.result(found.units[:, 0])
         self.quantization_error_, self.topographic_error_ = found.quantization_error, found.topographic_error
@@ -160,10 +174,17 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if isinstance(self.init, str):
             codebook = initial_codebook(rows, self._grid, self.init, generator)
         else:
-            codebook = torch.as_tensor(self.init).reshape(self._grid.size, -1).to(rows.device, rows.dtype).clone()
-            if codebook.shape[1] != rows.n_features:
-                raise ValueError(f"[SOM] expected init of {rows.n_features} features, got {codebook.shape[1]}")
+            codebook = self._given_codebook(rows)
         return self._start(codebook)
+
+    def _given_codebook(self, rows: Rows) -> Tensor:
+        given = self.init if isinstance(self.init, Tensor) else torch.from_numpy(np.array(self.init, np.float64))
+        flat, table = (self._grid.size, rows.n_features), (*self._grid.shape, rows.n_features)
+        if given.shape not in (flat, table):
+            raise ValueError(f"[SOM] expected init of shape {list(flat)} or {list(table)}, got {list(given.shape)}")
+        if not bool(given.isfinite().all()):
+            raise ValueError("[SOM] expected init of finite numbers, got some that are not")
+        return given.detach().reshape(flat).to(rows.device, rows.dtype, copy=True)
 
     def _start(self, codebook: Tensor) -> Trainer:
         width = max(self.sigma if self.sigma is not None else self._grid.longest / 2, self.sigma_end)
@@ -213,7 +234,9 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 raise ValueError(f"[SOM] expected {name} to be a positive whole number, got {value!r}")
         for name in ("sigma", "sigma_end", "learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if name == "sigma" and value is None:
+                continue
+            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ValueError(f"[SOM] expected {name} above 0, got {value!r}")
         if self.training == "minibatch" and self.learning_rate > 1:
             raise ValueError(f"[SOM] expected a learning_rate of 1 at most for small batches, got {self.learning_rate}")
@@ -222,6 +245,10 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             raise ValueError(
                 f'[SOM] expected sigma_decay "exponential", "linear", a number or a function, got {kind!r}'
             )
+        if callable(kind):
+            factors = [float(kind(epoch / max(self.n_epochs - 1, 1))) for epoch in range(self.n_epochs)]
+            if not all(0 < factor < math.inf for factor in factors):
+                raise ValueError(f"[SOM] expected sigma_decay to give factors above 0, got {factors}")
         if self.topology == "hexagonal" and self.toroidal and self.n_rows % 2:
             raise ValueError(f"[SOM] expected an even number of rows for a hexagonal torus, got {self.n_rows}")
         if self.training == "online" and is_shared():
@@ -251,7 +278,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def topographic_error(self, X: Any) -> float:
         """The share of samples whose two best units are not neighbours on the grid (Kiviluoto 1996)."""
-        return self._pass(X, min(2, self._grid.size)).topographic_error
+        return self._pass(X, 2).topographic_error
 
     def hit_map(self, X: Any) -> Any:
         """How many samples have each unit as their best, [R, C]."""
@@ -275,11 +302,12 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return self.codebook_[:, :, i]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`load_state_dict` needs, of plain values and tensors."""
+        """All that :meth:`load_state_dict` needs, of plain values and tensors (and of a parameter that is a function or
+        a generator, that)."""
         check_is_fitted(self)
         trainer = self._trainer
         return {
-            "parameters": self.get_params(),
+            "parameters": {name: _plain(value) for name, value in self.get_params().items()},
             "codebook": trainer.codebook,
             "sums": trainer.sums,
             "counts": trainer.counts,
@@ -293,6 +321,8 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.set_params(**state["parameters"])
         self._check_parameters()
         codebook = state["codebook"]
+        for name in ("labels_", "history_", "quantization_error_", "topographic_error_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
         self._grid = Grid(self.n_rows, self.n_columns, self.topology, self.toroidal)
         self.n_features_in_, self.n_epochs_ = codebook.shape[1], state["n_epochs"]
         rows = Rows(codebook, codebook.device, codebook.dtype, state["array"])
@@ -317,4 +347,11 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def _pass(self, X: Any, k: int) -> Pass:
         rows = self._fitted_rows(X)
-        return look_up(rows, self._codebook(rows), self._grid, self.metric, k)
+        return look_up(rows, self._codebook(rows), self._grid, self.metric, min(k, self._grid.size))
+
+
+def _plain(value: Any) -> Any:
+    """What numpy has made of a number or of a codebook, without numpy."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value

@@ -1,5 +1,5 @@
-"""What PyTorch has to know about `torch.ops.pykernels.{bmu,unit_sums}` (csrc/ops/bmu.h): shapes without computing
-(fake), derivatives, and how vmap runs them."""
+"""What PyTorch has to know about `torch.ops.pykernels.{bmu,unit_sums,som_learn_}` (csrc/ops/bmu.h, som.h): shapes
+without computing (fake), derivatives, and how vmap runs them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import is_eager, raw_kernels, twin_vjp
+from ._dispatch import is_eager, needs_twin, raw_kernels, twin_vjp
 from ._operators import Derivative, fold, loop_over, register_derivative
 
 bmu_op = torch.ops.pykernels.bmu.default
 sums_op = torch.ops.pykernels.unit_sums.default
+_LOW = (torch.bfloat16, torch.float16)  # whose derivatives are computed in float32
 
 
 def distances_to(input: Tensor, codebook: Tensor, index: Tensor, metric: str) -> Tensor:
     """Of each sample [N, D] from its units, index [N, k]: [N, k], by operators that can be differentiated."""
+    if input.dtype in _LOW:
+        return distances_to(input.float(), codebook.float(), index, metric).to(input.dtype)
     units = codebook[index]
     if metric != "cosine":
-        return torch.linalg.vector_norm(input[:, None] - units, ord=1 if metric == "manhattan" else 2, dim=-1)
+        return _norm(input[:, None] - units, 1 if metric == "manhattan" else 2)[0]
+    (size, none), (of_unit, nor_unit) = _norm(input), _norm(units)
+    zero = none[:, None] | nor_unit
     dots = (units @ input[:, :, None])[..., 0]
-    norms = torch.linalg.vector_norm(units, dim=-1) * torch.linalg.vector_norm(input, dim=-1)[:, None]
-    zero = norms == 0
-    return 1 - torch.where(zero, 0, dots / torch.where(zero, 1, norms))
+    return 1 - torch.where(zero, 0, dots / torch.where(zero, 1, of_unit * size[:, None]))
+
+
+def _norm(rows: Tensor, order: int = 2) -> tuple[Tensor, Tensor]:
+    """The norm, of which all derivatives are zero where it is, and where that is."""
+    zero = (rows == 0).all(-1)
+    return torch.where(zero, 0, torch.linalg.vector_norm(torch.where(zero[..., None], 1, rows), order, -1)), zero
 
 
 def gradients(
@@ -33,13 +42,13 @@ def gradients(
     """Of input and codebook, first derivatives only: with e = (x - w) / d, e and its negative."""
     if metric == "cosine":
         return twin_vjp(lambda t: (distances_to(t[0], t[1], index, metric),), (input, codebook), needed, (grad,))
-    apart = input[:, None] - codebook[index]
+    apart = input[:, None] - codebook[index] if input.dtype not in _LOW else input.float()[:, None] - codebook[index]
     if metric == "euclidean":
         scale = torch.where(distance == 0, 0, grad / distance)
         apart *= scale[..., None]
     else:
         apart = apart.sign_().mul_(grad[..., None])
-    for_input = apart.sum(1) if needed[0] else None
+    for_input = apart.sum(1).to(input.dtype) if needed[0] else None
     for_codebook = None
     if needed[1]:
         flat = apart.flatten(0, 1)
@@ -58,6 +67,10 @@ def _bmu_fake(input: Tensor, codebook: Tensor, k: int, metric: str) -> tuple[Ten
 
 def _sums_fake(input: Tensor, index: Tensor, units: int) -> tuple[Tensor, Tensor]:
     return input.new_empty(units, input.shape[1], dtype=torch.float64), index.new_empty(units)
+
+
+def _learn_fake(codebook: Tensor, input: Tensor, *others: Any) -> Tensor:
+    return input.new_empty(input.shape[0])
 
 
 # --- vmap: examples that share a codebook are more samples
@@ -100,7 +113,7 @@ def vjp(
     input: Tensor, codebook: Tensor, distance: Tensor, index: Tensor, metric: str, needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """The gradients, recorded where this backward is."""
-    if torch.is_grad_enabled() or not is_eager(input, codebook, grad):
+    if needs_twin(grad) or not is_eager(input, codebook, grad):
         return twin_vjp(lambda t: (distances_to(t[0], t[1], index, metric),), (input, codebook), needed, (grad,))
     return gradients(input, codebook, distance, index, metric, needed, grad)
 
@@ -125,6 +138,7 @@ class _Sums(Derivative):
 
 torch.library.register_fake("pykernels::bmu", _bmu_fake)
 torch.library.register_fake("pykernels::unit_sums", _sums_fake)
+torch.library.register_fake("pykernels::som_learn_", _learn_fake)
 torch.library.register_vmap("pykernels::bmu", _bmu_vmap)
 torch.library.register_vmap("pykernels::unit_sums", _sums_vmap)
 register_derivative(_Bmu())
