@@ -85,7 +85,10 @@ class Estimator(BaseEstimator):
             return self._tensor_rows(X.detach(), reset)
         if isinstance(X, Tensor):
             X = _scipy_of(X.detach())
-        given = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=[np.float32, np.float64])
+        numbers = getattr(X, "dtype", None)
+        wide = isinstance(numbers, np.dtype) and numbers.kind in "iu" and numbers.itemsize > 2
+        wanted = np.float64 if wide else [np.float32, np.float64]  # (float32 has no whole numbers beyond 2^24)
+        given = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=wanted)
         device = torch.device(self.device or "cpu")
         dtype = torch.float64 if given.dtype == np.float64 else torch.float32
         data = torch.from_numpy(_own(given)) if isinstance(given, np.ndarray) else given
@@ -106,7 +109,8 @@ class Estimator(BaseEstimator):
                 raise ValueError(
                     f"Found array with 0 {what}(s) (shape={tuple(X.shape)}) while a minimum of 1 is required by {name}."
                 )
-        dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
+        wide = X.dtype in (torch.float64, torch.int32, torch.int64)
+        dtype = torch.float64 if wide else torch.float32
         if X.is_floating_point() and not bool(torch.isfinite(X.sum(dtype=torch.float64))) and not X.isfinite().all():
             what = "NaN" if bool(X.isnan().any()) else f"infinity or a value too large for dtype({X.dtype})"
             raise ValueError(f"Input X contains {what}.")
