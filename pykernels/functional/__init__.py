@@ -26,6 +26,7 @@ from .pool import (
     max_unpool3d,
 )
 from .random import random_mask
+from .rbm import rbm_contrastive_divergence, rbm_free_energy, rbm_mean, rbm_sample, rbm_train_
 from .rnn import rnn, rnn_cell
 from .unfold import fold, unfold
 
@@ -36,4 +37,5 @@ __all__ = [
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d", "unfold", "fold",
+    "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from .pool import (
     max_unpool3d,
 )
 from .random import random_mask
+from .rbm import rbm_contrastive_divergence, rbm_free_energy, rbm_mean, rbm_sample, rbm_train_
 from .rnn import rnn, rnn_cell, rnn_layer
 from .unfold import fold, unfold
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
@@ -40,4 +41,5 @@ __all__ = [
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
     "random_mask",
+    "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
 ]  # fmt: skip
