@@ -42,7 +42,7 @@ from .nn import (
 )  # fmt: skip
 from .replacement import replace, replacements, restore
 
-_ESTIMATORS: frozenset[str] = frozenset(())
+_ESTIMATORS: frozenset[str] = frozenset(("RBM", "DeepBeliefNetwork"))
 """The names of pykernels.estimators, which is imported at the first use of one: it imports scikit-learn."""
 
 
