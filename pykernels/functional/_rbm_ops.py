@@ -3,6 +3,7 @@ derivative of the means, and how vmap runs them. Draws and statistics have no de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def mean_gradients(
     """Of input, weight and bias where needed, from that of the means; by operators that have derivatives themselves."""
     if not gaussian:
         grad = grad * (mean * (1 - mean) / temperature)
-    rows, given = grad.reshape(-1, grad.shape[-1]), input.reshape(-1, input.shape[-1])
+    count = math.prod(input.shape[:-1])
+    rows, given = grad.reshape(count, grad.shape[-1]), input.reshape(count, input.shape[-1])
     of_input = grad @ (weight.t() if transposed else weight) if needed[0] else None
     of_weight = (given.t() @ rows if transposed else rows.t() @ given) if needed[1] else None
     return [of_input, of_weight, rows.sum(0) if needed[2] else None]

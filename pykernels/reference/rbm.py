@@ -53,10 +53,12 @@ def normals(
 ) -> Tensor:
     """n of [rows, columns], standard normal."""
     numbers = draw_numbers(seed, stream, rows, columns, first_row, device)
-    pairs = numbers.to(dtype or torch.float64).reshape(rows, -1, 2, 2, 16)  # blocks, pairs, first or second
+    blocks = numbers.shape[1] // 64
+    pairs = numbers.to(dtype or torch.float64).reshape(rows, blocks, 2, 2, 16)  # blocks, pairs, first or second
     radius = (-2 * ((pairs[..., 0, :] + 1) * 2.0**-24).log()).sqrt()
     angle = pairs[..., 1, :] * 2.0**-24 * (2 * math.pi)
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], -2).reshape(rows, -1)[:, :columns]
+    normal = torch.stack([radius * angle.cos(), radius * angle.sin()], -2)
+    return normal.reshape(rows, 64 * blocks)[:, :columns]
 
 
 def units_mean(
