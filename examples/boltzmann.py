@@ -11,7 +11,8 @@
 
 What to look for: pre-training is worth most where there are few names and where the network is deep; reconstructions by
 a trained code of eight numbers are better than by eight principal components. `--pictures FOLDER` also draws what the
-hidden units look for, reconstructions and dreams, with matplotlib; `--quick` makes it a check of a few seconds.
+hidden units look for, reconstructions and dreams, with matplotlib; `--quick` (or
+`DEMO_BUDGET=quick`) makes it a check of a few seconds.
 
 Sources: Hinton 2002 (https://doi.org/10.1162/089976602760128018), Hinton, Osindero and Teh 2006
 (https://doi.org/10.1162/neco.2006.18.7.1527), Hinton and Salakhutdinov 2006 (https://doi.org/10.1126/science.1127647).
@@ -20,6 +21,7 @@ Sources: Hinton 2002 (https://doi.org/10.1162/089976602760128018), Hinton, Osind
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,8 +150,8 @@ def show_belief_network(budget: Budget, folder: Path | None) -> dict[str, float]
     _, more = timed(lambda: network.fine_tune(x, budget.wake_and_sleep))
     after = reconstruction_error(network, tx)
     print(
-        f"a deep belief network 64-256-128-64: layer by layer {seconds:.2f} s, wake and sleep {more:.2f} s; mean square "
-        f"error of the test's reconstructions {before:.4f}, after wake and sleep {after:.4f}"
+        f"a deep belief network 64-256-128-64: layer by layer {seconds:.2f} s, wake and sleep {more:.2f} s; mean "
+        f"square error of the test's reconstructions {before:.4f}, after wake and sleep {after:.4f}"
     )
     found = {"belief: error": before, "belief: error after wake and sleep": after}
     for count in (100, len(x)):
@@ -219,7 +221,7 @@ def show_autoencoder(budget: Budget, folder: Path | None) -> dict[str, float]:
     if folder:
         with torch.no_grad():
             rows = torch.cat([tx[:10], pretrained(tx[:10]), principal[:10]])
-        draw(folder / "reconstructions.png", rows, "pictures, by the autoencoder, by principal components", 0.0, 1.0, 10)
+        draw(folder / "reconstructions.png", rows, "pictures, by the autoencoder, by components", 0.0, 1.0, 10)
     return {f"autoencoder: {name}": error for name, error in errors.items()}
 
 
@@ -260,4 +262,4 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a few seconds: does it run, not what it learns")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw into this folder")
     options = parser.parse_args()
-    main(options.quick, options.pictures)
+    main(options.quick or os.environ.get("DEMO_BUDGET") == "quick", options.pictures)

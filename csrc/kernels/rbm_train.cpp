@@ -142,14 +142,14 @@ class Training {
                                 });
         }
 
-        // What becomes of a parameter with this gradient; `second` is its velocity.
+        // What becomes of a parameter with this gradient; `second` is its velocity or keeps the gradient, if either.
         [[gnu::always_inline]] void step(const V& gradient, double decay, T* parameter, T* second) const {
             if (call_.gradient.weight) return gradient.store(second);
             const V before = V::loadu(parameter);
             V by = gradient;
             if (decay != 0) by = at::vec::fnmadd(V(static_cast<T>(decay)), before, by);
             by = by * V(static_cast<T>(call_.rate));
-            if (second) {
+            if (call_.velocity.weight) {
                 by = at::vec::fmadd(V(static_cast<T>(call_.momentum)), V::loadu(second), by);
                 by.store(second);
             }
@@ -161,7 +161,7 @@ class Training {
             const Panels<T>& panels = all_.to_hidden_;
             const int64_t span = panels.vectors(p) * int64_t(width);
             T* const panel = all_.weight_ + panels.offset(p);
-            T* const second = all_.second_ ? all_.second_ + panels.offset(p) : nullptr;
+            T* const second = all_.second_ ? all_.second_ + panels.offset(p) : panel;
             const PanelRows<T> means{all_.means_ + panels.column(p), all_.wide_hidden_};
             with_vectors(panels.vectors(p), [&]<int Vectors>(std::integral_constant<int, Vectors>) {
                 for_row_tiles(call_.visible, [&]<int Rows>(std::integral_constant<int, Rows>, int64_t row) {
@@ -171,7 +171,7 @@ class Training {
 #pragma GCC unroll 8
                             for (int v = 0; v < Vectors; ++v) {
                                 const int64_t at = (row + m) * span + v * width;
-                                step(tile.sum[m][v], call_.decay, panel + at, second ? second + at : nullptr);
+                                step(tile.sum[m][v], call_.decay, panel + at, second + at);
                             }
                     };
                     multiply_to<T, Rows, Vectors>(ColumnPointers<Rows>{states_, row}, means, states, nullptr, 0, end);
@@ -218,7 +218,7 @@ class Training {
             alignas(64) T second[width] = {};
             T* const kept = gradients ? gradients : velocity;
             if (velocity) std::copy(velocity + at, velocity + at + used, second);
-            step(gradient, 0, biases + at, kept ? second : nullptr);
+            step(gradient, 0, biases + at, second);
             if (kept) std::copy(second, second + used, kept + at);
         }
 

@@ -164,12 +164,12 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         generator = generator_of(self.random_state)
         self._random = Counted(int(torch.randint(2**62, (), generator=generator)))
         drawn = torch.randn(self.n_hidden, rows.n_features, generator=self._random.generator(), dtype=torch.float64)
-        where = {"device": rows.device, "dtype": rows.dtype}
+        where: dict[str, Any] = {"device": rows.device, "dtype": rows.dtype}
         self.components_ = (0.01 * drawn).to(**where)
         self.intercept_visible_ = torch.zeros(rows.n_features, **where)
         self.intercept_hidden_ = torch.zeros(self.n_hidden, **where)
         self.chain_ = torch.zeros(self.batch_size, self.n_hidden, **where) if self.persistent else None
-        self._velocity = None
+        self._velocity: tuple[Tensor, Tensor, Tensor] | None = None
         self.n_epochs_ = 0
         self._n_features_out = self.n_hidden
 
@@ -194,7 +194,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         weight = self.components_
         parameters = weight, self.intercept_visible_, self.intercept_hidden_
         if self.momentum and self._velocity is None:
-            self._velocity = tuple(torch.zeros_like(p) for p in parameters)
+            w, b, c = (torch.zeros_like(p) for p in parameters)
+            self._velocity = w, b, c
         seed, first_row = self._random.next_seed(), 0
         stride = max(self.batch_size, 0 if self.chain_ is None else len(self.chain_))
         for data, part in _pieces(rows, order, self.batch_size, weight):
@@ -274,7 +275,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         return self._each(rows, self._whole_pseudo_likelihood)
 
     @property
-    def _heat(self) -> dict[str, float]:
+    def _heat(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
 
     def _each(self, rows: Rows, function: Any) -> Any:

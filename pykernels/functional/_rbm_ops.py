@@ -23,12 +23,15 @@ def mean_gradients(
     mean: Tensor,
     input: Tensor,
     weight: Tensor,
-    transposed: bool,
-    gaussian: bool,
-    temperature: float,
+    numbers: tuple[bool, bool, float],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Of input, weight and bias where needed, from that of the means; by operators that have derivatives themselves."""
+    """Of input, weight and bias where needed, from that of the means; by operators that have derivatives themselves.
+
+    Args:
+        numbers: transposed, gaussian, temperature.
+    """
+    transposed, gaussian, temperature = numbers
     if not gaussian:
         grad = grad * (mean * (1 - mean) / temperature)
     count = math.prod(input.shape[:-1])
@@ -73,7 +76,7 @@ class _Sample(Derivative):
     op = sample_op
 
     def setup(self, ctx: Any, args: list[Any], results: tuple[Any, ...]) -> None:
-        ctx.numbers = args[5:]
+        ctx.numbers = tuple(args[5:])
         ctx.save_for_backward(args[0], args[1], results[0])
         ctx.mark_non_differentiable(results[1])
 
@@ -81,7 +84,7 @@ class _Sample(Derivative):
         input, weight, mean = ctx.saved_tensors
         found: list[Any] = [None] * 3
         if grads[0] is not None:
-            found = mean_gradients(grads[0], mean, input, weight, *ctx.numbers, needed[:3])
+            found = mean_gradients(grads[0], mean, input, weight, ctx.numbers, needed[:3])
         return [*found, *[None] * 5]
 
     def twin(self, results: Callable[[], tuple[Any, ...]], *args: Any) -> tuple[Any, ...]:

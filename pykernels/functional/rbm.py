@@ -30,7 +30,7 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         input, weight, mean = ctx.saved_tensors
-        found = _rbm_ops.mean_gradients(grad, mean, input, weight, *ctx.numbers, ctx.needs_input_grad[2:5])
+        found = _rbm_ops.mean_gradients(grad, mean, input, weight, ctx.numbers, ctx.needs_input_grad[2:5])
         return None, None, *found, None
 
 
@@ -240,7 +240,7 @@ def rbm_contrastive_divergence(
         *found, states = _rbm_ops.statistics_op(*given)
     else:
         *found, states = kernels.rbm_contrastive_divergence(*given)
-    return *found, None if chain is None else states  # type: ignore[return-value]
+    return *found, None if chain is None else states
 
 
 def rbm_train_(

@@ -188,8 +188,8 @@ def rbm_contrastive_divergence(
     """The twin of `pykernels.functional.rbm_contrastive_divergence`: the same arguments."""
     gaussian = is_gaussian("rbm_contrastive_divergence", visible)
     tensors = data, weight, visible_bias, hidden_bias, chain, seed_of(seed)
-    *found, states = statistics(*tensors, k, gaussian, temperature, first_row)
-    return *found, None if chain is None else states
+    of_weight, of_b, of_c, states = statistics(*tensors, k, gaussian, temperature, first_row)
+    return of_weight, of_b, of_c, None if chain is None else states
 
 
 @torch.no_grad()

@@ -177,9 +177,7 @@ def test_written_tensors_may_lie_anywhere(device):
         if spread:
             written = [torch.stack([t, t * torch.nan], -1)[..., 0] for t in written]
         w, b, c, *velocity, chain = written
-        device.kernels.rbm_train_(
-            data, None, w, b, c, *velocity, chain, seed, 3, 1, False, 1.0, 0.1, 0.5, 0.0, 0
-        )
+        device.kernels.rbm_train_(data, None, w, b, c, *velocity, chain, seed, 3, 1, False, 1.0, 0.1, 0.5, 0.0, 0)
         found.append({str(i): t for i, t in enumerate(written)})
     assert_same_bits(found[1], found[0])
 
