@@ -4,7 +4,7 @@
 namespace pykernels {
 namespace {
 
-constexpr double kGrain = 1 << 16;  // multiply-adds that are worth a thread
+constexpr double kGrain = 1 << 18;  // multiply-adds that are worth a thread
 
 template <typename S>
 class Layer {

@@ -8,6 +8,14 @@ namespace {
 
 constexpr double kGrain = 1 << 19;  // multiply-adds of a mini-batch that are worth a thread
 
+// Multiply-adds of a mini-batch.
+template <typename T>
+double work(const RbmTraining<T>& call) {
+    const int64_t rows = std::min(call.batch, call.rows), chains = call.chain ? call.chains : rows;
+    return static_cast<double>(call.visible * call.hidden) *
+           static_cast<double>(2 * rows + (2 * call.steps + 1) * chains);
+}
+
 int64_t whole(int64_t columns) { return (columns + kDrawColumns - 1) / kDrawColumns * kDrawColumns; }
 
 template <typename T>
@@ -15,10 +23,7 @@ class Training {
   public:
     explicit Training(const RbmTraining<T>& call)
         : call_(call),
-          threads_(threads_for(static_cast<double>(std::min(call.batch, call.rows) + call.chains) *
-                                   static_cast<double>(call.visible * call.hidden) * 2.0 *
-                                   static_cast<double>(call.steps + 1),
-                               kGrain)),
+          threads_(threads_for(work(call), kGrain)),
           to_hidden_(rbm_panels<T>(call.hidden, call.visible, threads_)),
           to_visible_(rbm_panels<T>(call.visible, call.hidden, threads_)),
           wide_hidden_(whole(call.hidden)),
