@@ -1,5 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, each with its peers and the
-least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, Boltzmann machines, each with
+its peers and the least it has to do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from bench import ours
 from bench.gpu_images import ConvCase, ConvPoolCase, PoolCase, UnfoldCase
 from bench.gpu_questions import AnyCase, Question, check
+from bench.gpu_rbm import RbmCase
 from bench.layers import KINDS, layer_work, pair_of_modules, training_step
 from bench.limits import Work
 
@@ -211,6 +212,8 @@ CASES: list[AnyCase] = [
     ConvPoolCase(1, 1, 28, 6),
     UnfoldCase((64, 64, 112, 112), stride=2),
     UnfoldCase((8, 3, 224, 224), kernel=7, stride=2),
+    RbmCase(10000, 784, 500, 100),
+    RbmCase(1797, 64, 256, 10),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -251,4 +254,5 @@ DRY_CASES: list[AnyCase] = [
     ConvCase(2, 4, 9, 4, groups=4, planar=True),
     ConvPoolCase(2, 1, 12, 3),
     UnfoldCase((2, 3, 7, 8), stride=2),
+    RbmCase(9, 7, 5, 4),
 ]

@@ -24,6 +24,7 @@ OTHERS = (
     "attention-weights", "transformer-inference", "transformer-training", "layer-norm", "layer-norm-training",
     "conv-inference", "conv-training", "conv-first", "conv-first-training", "conv-bf16", "conv-bf16-training",
     "conv-bf16-avx2", "conv-pool", "pool", "pool-training", "pool-channels-last", "pool-channels-last-training",
+    "rbm", "rbm-fit", "rbm-sample",
 )  # fmt: skip
 QUESTIONS = ("inference", "training", "packed", "bf16", "streaming", "memory")
 

@@ -84,6 +84,9 @@ SECTIONS = {
         Section("conv-bf16-training", "Convolution in bf16, forward and backward", "torch in the same layout"),
         Section("conv-bf16-avx2", "Convolution in bf16 with AVX2 only, inference", "torch in the same layout"),
         Section("conv-pool", "Convolution, ReLU and max-pooling, inference", "the same under torch.compile"),
+        Section("rbm", "Restricted Boltzmann machine, an epoch of contrastive divergence", "the same in torch"),
+        Section("rbm-fit", "Restricted Boltzmann machine, fit of five epochs", "scikit-learn's BernoulliRBM"),
+        Section("rbm-sample", "Restricted Boltzmann machine, one side drawn given the other", "torch, one by one"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),
@@ -91,6 +94,8 @@ SECTIONS = {
         Section("gpu-conv-pool", "Convolution, ReLU and max pooling on the GPU", "cuDNN and torch, one by one"),
         Section("gpu-unfold", "Unfold on the GPU", "torch"),
         Section("gpu-fold", "Fold on the GPU", "torch"),
+        Section("gpu-rbm", "Restricted Boltzmann machine on the GPU, an epoch", "the same in torch"),
+        Section("gpu-rbm-sample", "Restricted Boltzmann machine on the GPU, one side drawn", "torch, one by one"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

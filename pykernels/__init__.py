@@ -43,7 +43,7 @@ from .nn import (
 from .replacement import replace, replacements, restore
 
 _ESTIMATORS: frozenset[str] = frozenset((
-    "SOM",
+    "SOM", "RBM", "DeepBeliefNetwork",
     "RadialBasisRegressor", "RadialBasisClassifier", "ExtremeLearningRegressor", "ExtremeLearningClassifier",
 ))  # fmt: skip
 """The names of pykernels.estimators, which is imported at the first use of one: it imports scikit-learn."""

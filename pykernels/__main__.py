@@ -158,6 +158,27 @@ def check_conv(device: str) -> Iterator[Check]:
         yield from compare(what, device, run, getattr(functional, name), getattr(reference, name), drawn)
 
 
+def check_rbm(device: str) -> Iterator[Check]:
+    """One side given the other; and what an epoch of contrastive divergence leaves behind."""
+    for what, options in (("up", {}), ("down, Gaussian", {"transposed": True, "units": "gaussian"})):
+        drawn = draw([(41, 23), (23, 70) if options else (70, 23), (70,)], 0.5)
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], options: dict[str, Any] = options) -> Any:
+            return (op(*tensors, **options),)
+
+        yield from compare(f"rbm, {what}", device, run, functional.rbm_mean, reference.rbm_mean, drawn)
+    for dtype in (torch.float64, torch.float32):
+        found = []
+        for where in (functional, reference):
+            tensors = [t.to(device, dtype) for t in draw([(41, 23), (70, 23), (23,), (70,)], 0.5)]
+            tensors[0] = (tensors[0] > 0).to(dtype)
+            if where is reference:
+                tensors = [t.double() for t in tensors]
+            where.rbm_train_(*tensors, learning_rate=0.1, batch_size=10, seed=1)
+            found.append(tuple(tensors[1:]))
+        yield "rbm, contrastive divergence", dtype, _error(*found), 0.0
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -219,6 +240,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "layer norm": check_layer_norm,
     "pooling": check_pool,
     "conv": check_conv,
+    "rbm": check_rbm,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

@@ -66,6 +66,9 @@ __device__ inline float fast_exponential2(float value) {
 }
 __device__ inline float logarithm2(float value) { return log2f(value); }
 __device__ inline double logarithm2(double value) { return log2(value); }
+// Of pi times the value.
+__device__ inline void sine_cosine_pi(float value, float* sine, float* cosine) { sincospif(value, sine, cosine); }
+__device__ inline void sine_cosine_pi(double value, double* sine, double* cosine) { sincospi(value, sine, cosine); }
 // The larger of two; of a number and a not-a-number, the number.
 __device__ inline float maximum(float a, float b) { return fmaxf(a, b); }
 __device__ inline double maximum(double a, double b) { return fmax(a, b); }

@@ -28,6 +28,7 @@ from .pool import (
 )
 from .radial_basis import radial_basis
 from .random import random_mask
+from .rbm import rbm_contrastive_divergence, rbm_free_energy, rbm_mean, rbm_sample, rbm_train_
 from .rnn import rnn, rnn_cell
 from .unfold import fold, unfold
 
@@ -39,4 +40,5 @@ __all__ = [
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d", "unfold", "fold",
     "bmu", "radial_basis",
+    "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
 ]  # fmt: skip

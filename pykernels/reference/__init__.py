@@ -26,6 +26,7 @@ from .pool import (
 )
 from .radial_basis import default_gamma, radial_basis
 from .random import random_mask
+from .rbm import rbm_contrastive_divergence, rbm_free_energy, rbm_mean, rbm_sample, rbm_train_
 from .rnn import rnn, rnn_cell, rnn_layer
 from .unfold import fold, unfold
 from .variants import gru_variant_layer, input_part_layer, lstm_variant_layer, rnn_variant_layer
@@ -43,4 +44,5 @@ __all__ = [
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
     "bmu", "distances", "unit_sums", "radial_basis", "default_gamma",
     "random_mask",
+    "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
 ]  # fmt: skip

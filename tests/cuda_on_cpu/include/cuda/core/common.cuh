@@ -125,6 +125,11 @@ A logarithm2(A value) {
     return std::log2(value);
 }
 template <class A>
+void sine_cosine_pi(A value, A* sine, A* cosine) {
+    *sine = std::sin(value * A(3.141592653589793));
+    *cosine = std::cos(value * A(3.141592653589793));
+}
+template <class A>
 A maximum(A a, A b) {
     return std::fmax(a, b);
 }
