@@ -85,9 +85,7 @@ class Estimator(BaseEstimator):
             return self._tensor_rows(X.detach(), reset)
         if isinstance(X, Tensor):
             X = _scipy_of(X.detach())
-        numbers = getattr(X, "dtype", None)
-        wide = isinstance(numbers, np.dtype) and numbers.kind in "iu" and numbers.itemsize > 2
-        wanted = np.float64 if wide else [np.float32, np.float64]  # (float32 has no whole numbers beyond 2^24)
+        wanted = np.float64 if isinstance(X, np.ndarray) and _is_wide(X) else [np.float32, np.float64]
         given = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=wanted)
         device = torch.device(self.device or "cpu")
         dtype = torch.float64 if given.dtype == np.float64 else torch.float32
@@ -109,8 +107,7 @@ class Estimator(BaseEstimator):
                 raise ValueError(
                     f"Found array with 0 {what}(s) (shape={tuple(X.shape)}) while a minimum of 1 is required by {name}."
                 )
-        wide = X.dtype in (torch.float64, torch.int32, torch.int64)
-        dtype = torch.float64 if wide else torch.float32
+        dtype = torch.float64 if X.dtype == torch.float64 or _is_wide(X) else torch.float32
         if X.is_floating_point() and not bool(torch.isfinite(X.sum(dtype=torch.float64))) and not X.isfinite().all():
             what = "NaN" if bool(X.isnan().any()) else f"infinity or a value too large for dtype({X.dtype})"
             raise ValueError(f"Input X contains {what}.")
@@ -127,6 +124,15 @@ class Estimator(BaseEstimator):
     def _fitted_rows(self, X: Any) -> Rows:
         check_is_fitted(self)
         return self._rows(X)
+
+
+def _is_wide(X: Any) -> bool:
+    """Whether there are whole numbers that float32 does not hold."""
+    if isinstance(X, np.ndarray):
+        whole = X.dtype.kind in "iu" and X.dtype.itemsize > 2
+    else:
+        whole = X.dtype in (torch.int32, torch.int64)
+    return whole and 0 not in X.shape and bool(abs(int(X.min())) > 2**24 or abs(int(X.max())) > 2**24)
 
 
 def _own(array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ BLOCK_BYTES = 64 << 20  # of samples that are dense at a time where they are spa
 
 
 class Pass(NamedTuple):
-    """What one pass over samples gives; sums and counts are those of all processes."""
+    """What one pass over samples gives; of a shared one sums, counts and errors are those of all processes."""
 
     units: Tensor  # [N, k] of this process's samples
     distance: Tensor  # [N, k]
@@ -48,8 +48,8 @@ def added_up(values: Tensor) -> Tensor:
     return values
 
 
-def look_up(rows: Rows, codebook: Tensor, grid: Grid, metric: str, k: int) -> Pass:
-    """One pass over samples: their best units, errors, and sums by unit."""
+def look_up(rows: Rows, codebook: Tensor, grid: Grid, metric: str, k: int, *, shared: bool) -> Pass:
+    """One pass over samples: their best units, errors, and sums by unit, of all processes where it is shared."""
     distances, indices = [], []
     # sums of units, their counts, and of all samples: distances, those whose best two units are no neighbours
     totals = codebook.new_zeros(codebook.shape[0], codebook.shape[1] + 1, dtype=torch.float64)
@@ -65,7 +65,8 @@ def look_up(rows: Rows, codebook: Tensor, grid: Grid, metric: str, k: int) -> Pa
             errors[1] += (~grid.are_neighbours(index[:, 0], index[:, 1])).sum()
         distances.append(distance)
         indices.append(index)
-    summed = added_up(torch.cat([totals.reshape(-1), errors]))
+    summed = torch.cat([totals.reshape(-1), errors])
+    summed = added_up(summed) if shared else summed
     totals, errors = summed[:-3].reshape(totals.shape), summed[-3:]
     samples = max(float(errors[2]), 1.0)
     found = torch.cat(indices), torch.cat(distances), totals[:, :-1], totals[:, -1]
@@ -90,8 +91,11 @@ def moved(
     else:
         magnitude = weight
     old = codebook.double()
-    step = (spread[:, :-1] - weight[:, None] * old) / magnitude[:, None]
-    new = torch.where(magnitude[:, None] > 0, old + step, old)
+    if neighbourhood.kind == "mexican_hat":
+        target = old + (spread[:, :-1] - weight[:, None] * old) / magnitude[:, None]
+    else:
+        target = spread[:, :-1] / weight[:, None]
+    new = torch.where(magnitude[:, None] > 0, target, old)
     if bounds is not None:
         new = new.clamp(bounds[0].to(new), bounds[1].to(new))
     return new.to(codebook.dtype)
@@ -212,7 +216,7 @@ class Trainer:
 
     def batch(self, rows: Rows, epoch: float) -> float:
         """A whole epoch at once; gives the mean distance before it."""
-        found = look_up(rows, self.codebook, self.grid, self.metric, 1)
+        found = look_up(rows, self.codebook, self.grid, self.metric, 1, shared=True)
         self._move(found.sums, found.counts, epoch)
         return found.quantization_error
 
@@ -225,15 +229,17 @@ class Trainer:
         batches = -(-int(longest) // size)
         for i, some in enumerate(order.tensor_split(batches)):
             block = rows.dense(some)
-            error += self.small_batch(Rows(block, rows.device, rows.dtype, False), epoch + i / batches)
+            part = Rows(block, rows.device, rows.dtype, False)
+            error += self.small_batch(part, epoch + i / batches, max(len(part), 1))
         return error / batches
 
-    def small_batch(self, rows: Rows, epoch: float) -> float:
+    def small_batch(self, rows: Rows, epoch: float, size: int) -> float:
         """Sums by unit are running means over batches, which the codebook follows (stepwise expectation-maximisation,
         Cappe and Moulines 2009)."""
-        found = look_up(rows, self.codebook, self.grid, self.metric, 1)
-        part = self.rate.at(epoch) if len(self.counts) else 1.0
+        found = look_up(rows, self.codebook, self.grid, self.metric, 1, shared=True)
         total = found.counts.sum().clamp_min(1)
+        # a batch that is smaller than others counts for less
+        part = 1 - (1 - self.rate.at(epoch)) ** min(float(total) / size, 1.0) if len(self.counts) else 1.0
         for name, new in (("sums", found.sums), ("counts", found.counts)):
             old = getattr(self, name)
             setattr(self, name, new / total * part + (old.to(new.device) * (1 - part) if part < 1 else 0))

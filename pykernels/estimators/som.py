@@ -54,12 +54,12 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         training: "batch", "online" or "minibatch".
         n_epochs: how often all samples are seen.
         sigma: the width in the first epoch; None for half of the longer side.
-        sigma_end: the width in the last.
+        sigma_end: the width in the last, where that is less.
         sigma_decay: how it falls: "exponential", "linear", a number tau for :math:`\sigma e^{-n/\tau}` in epoch n, or
             a function of the fraction of all epochs that gives a factor.
         learning_rate: :math:`\eta` at first, which falls to a hundredth of it ("online"), or the part that a batch has
             in the running means ("minibatch").
-        batch_size: of "minibatch".
+        batch_size: of "minibatch"; what is less in :meth:`partial_fit` counts for less.
         init: "pca" (a plane along the two principal directions), "random" (within the range of the data) or "sample"
             (samples); or a codebook [K, D].
         metric: "euclidean", "cosine" or "manhattan".
@@ -142,7 +142,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 error = trainer.online(rows, epoch, generator)
             self.history_.append(error)
         self.n_epochs_ = int(self.n_epochs)
-        found = look_up(rows, trainer.codebook, self._grid, self.metric, min(2, self._grid.size))
+        found = look_up(rows, trainer.codebook, self._grid, self.metric, min(2, self._grid.size), shared=True)
         if self.training == "batch":  # where partial_fit goes on
             samples = found.counts.sum()
             trainer.sums, trainer.counts = found.sums / samples, found.counts / samples
@@ -165,7 +165,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if self.training == "online":
             trainer.online(rows, self.n_epochs_)
         else:
-            trainer.small_batch(rows, self.n_epochs_)
+            trainer.small_batch(rows, self.n_epochs_, self.batch_size)
         self.n_epochs_ += 1
         self._keep(trainer, rows)
         return self
@@ -187,8 +187,8 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return given.detach().reshape(flat).to(rows.device, rows.dtype, copy=True)
 
     def _start(self, codebook: Tensor) -> Trainer:
-        width = max(self.sigma if self.sigma is not None else self._grid.longest / 2, self.sigma_end)
-        sigma = Schedule(self.sigma_decay, width, self.sigma_end, self.n_epochs)
+        width = self.sigma if self.sigma is not None else max(self._grid.longest / 2, self.sigma_end)
+        sigma = Schedule(self.sigma_decay, width, min(width, self.sigma_end), self.n_epochs)
         fall = 0.01 if self.training == "online" else 1.0
         rate = Schedule("exponential", self.learning_rate, self.learning_rate * fall, self.n_epochs)
         neighbourhood = Neighbourhood(self._grid, self.neighbourhood)
@@ -283,7 +283,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     def hit_map(self, X: Any) -> Any:
         """How many samples have each unit as their best, [R, C]."""
         rows = self._fitted_rows(X)
-        counts = look_up(rows, self._codebook(rows), self._grid, self.metric, 1).counts
+        counts = look_up(rows, self._codebook(rows), self._grid, self.metric, 1, shared=False).counts
         return rows.result(counts.long().reshape(self.n_rows, self.n_columns))
 
     def u_matrix(self) -> Any:
@@ -347,7 +347,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def _pass(self, X: Any, k: int) -> Pass:
         rows = self._fitted_rows(X)
-        return look_up(rows, self._codebook(rows), self._grid, self.metric, min(k, self._grid.size))
+        return look_up(rows, self._codebook(rows), self._grid, self.metric, min(k, self._grid.size), shared=False)
 
 
 def _plain(value: Any) -> Any:

@@ -122,6 +122,7 @@ def test_running_means_of_small_batches():
         "sigma_end": 1.5,
         "learning_rate": rate,
         "n_epochs": 9,
+        "batch_size": 40,
     }
     som = SOM(4, 5, **given).partial_fit(x[:40]).partial_fit(x[40:])
     share, w, sums, counts = shares("gaussian", squares(4, 5, "rectangular", False), 1.5), init, 0, 0
