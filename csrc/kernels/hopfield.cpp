@@ -66,14 +66,13 @@ template <typename S>
 class Outgoing {
   public:
     explicit Outgoing(const HopfieldRetrieval<S>& call)
-        : weight_(call.weight), units_(call.run.units), symmetric_(call.symmetric), looked_at_(call.symmetric) {}
+        : weight_(call.weight), units_(call.run.units), symmetric_(call.symmetric) {}
 
     const S* of(int64_t unit) const { return (symmetric_ ? weight_ : turned_.get()) + unit * units_; }
 
     // Once for all rows, before they are asked for.
     void prepare(int threads) {
-        if (looked_at_) return;
-        looked_at_ = true;
+        if (symmetric_) return;
         std::atomic<bool> same{true};
         parallel_region(threads, [&](const Team& team) {
             for (int64_t tile = team.rank; tile < tiles() && same.load(std::memory_order_relaxed); tile += team.size)
@@ -84,36 +83,189 @@ class Outgoing {
         turned_ = Buffer<S>(units_ * units_);
         parallel_region(threads, [&](const Team& team) {
             const Range own = share(tiles(), team.rank, team.size);
-            for (int64_t i = own.begin * kTile; i < std::min(own.end * kTile, units_); i += kTile)
-                pack_transposed<S>(weight_ + i * units_, units_, std::min(kTile, units_ - i), units_, turned_ + i,
-                                   units_);
+            for (int64_t k = own.begin * kTile; k < std::min(own.end * kTile, units_); k += kTile)
+                for (int64_t i = 0; i < units_; i += kBlock)
+                    pack_transposed<S>(weight_ + i * units_ + k, units_, std::min(kBlock, units_ - i),
+                                       std::min(kTile, units_ - k), turned_ + k * units_ + i, units_);
         });
     }
 
   private:
-    static constexpr int64_t kTile = 16;
+    static constexpr int64_t kBlock = 16, kTile = 64;
     int64_t tiles() const { return (units_ + kTile - 1) / kTile; }
 
-    // Rows i … i+15 from the diagonal on, beside the columns of these numbers.
+    // Rows i … i+63 from the diagonal on, beside the columns of these numbers.
     bool is_symmetric(int64_t i) const {
         const int64_t high = std::min(kTile, units_ - i);
-        alignas(64) S turned[kTile * kTile];
-        for (int64_t j = i; j < units_; j += kTile) {
-            const int64_t wide = std::min(kTile, units_ - j);
-            pack_transposed<S>(weight_ + j * units_ + i, units_, wide, high, turned, kTile);
+        alignas(64) S turned[kTile * kBlock];
+        for (int64_t j = i; j < units_; j += kBlock) {
+            const int64_t wide = std::min(kBlock, units_ - j);
+            pack_transposed<S>(weight_ + j * units_ + i, units_, wide, high, turned, kBlock);
             for (int64_t r = 0; r < high; ++r)
-                if (std::memcmp(turned + r * kTile, weight_ + (i + r) * units_ + j, wide * sizeof(S)) != 0) return false;
+                if (std::memcmp(turned + r * kBlock, weight_ + (i + r) * units_ + j,
+                                static_cast<std::size_t>(wide) * sizeof(S)) != 0)
+                    return false;
         }
         return true;
     }
 
     const S* weight_;
     int64_t units_;
-    bool symmetric_, looked_at_;
+    bool symmetric_;
     Buffer<S> turned_;
 };
 
-// One unit after the other: the fields of all units are kept, and change when one flips.
+// What a unit becomes; whether it changes.
+template <typename S, typename Acc>
+inline bool flips(Acc field, S before, Acc* change, S* state) {
+    const Acc was = static_cast<Acc>(before), is = hopfield_sign(field, was);
+    if (is == was || is != is) return false;
+    *state = static_cast<S>(is);
+    *change = is - was;
+    return true;
+}
+
+// One unit after the other: the fields of all units are kept, and change when one flips. Rows that share an order go
+// together: the units of a step are decided row by row from their own fields, and what flipped changes the others'
+// fields afterwards, so that weights are read once for all rows. Every field is the same chain of multiply-adds.
+template <typename S>
+class RowsInOrder {
+    using Acc = Accumulator<S>;
+    static constexpr int64_t kStep = 32;         // units that are decided before the other fields follow
+    static constexpr int kVectors = 4;           // of a field that are changed at one time
+    static constexpr int64_t kFields = 1 << 19;  // bytes of fields that go together: half of the second-level cache
+    static constexpr int64_t kMostRows = 64, kFewRows = 3;
+
+  public:
+    RowsInOrder(const HopfieldRetrieval<S>& call, const Outgoing<S>& outgoing, Acc* fields)
+        : call_(call), outgoing_(outgoing), units_(call.run.units), fields_(fields), orders_(call.run) {}
+
+    void retrieve(Range rows) {
+        const int64_t fitting = kFields / (units_ * static_cast<int64_t>(sizeof(Acc)));
+        const int64_t most = call_.run.order_stride ? 1 : std::clamp<int64_t>(fitting, kFewRows, kMostRows);
+        for (int64_t row = rows.begin; row < rows.end; row += most) {
+            active_.clear();
+            for (int64_t r = row; r < std::min(row + most, rows.end); ++r) active_.push_back(r);
+            for (int64_t sweep = 0; sweep < call_.run.most && !active_.empty(); ++sweep) {
+                changed_.assign(active_.size(), 0);
+                const int64_t* const order = orders_.at(sweep, row);
+                if (active_.size() <= kFewRows) {
+                    for (std::size_t r = 0; r < active_.size(); ++r) changed_[r] = sweep_one(active_[r], order);
+                } else {
+                    for (int64_t t = 0; t < units_; t += kStep) step(order + t, std::min(kStep, units_ - t));
+                }
+                end(sweep);
+            }
+        }
+    }
+
+  private:
+    struct Flip {
+        Acc change;
+        const S* weights;
+    };
+
+    Acc* field(int64_t row) const { return fields_ + row * units_; }
+    S* state(int64_t row) const { return call_.out + row * units_; }
+
+    // Rows in which nothing changed are ready.
+    void end(int64_t sweep) {
+        std::size_t left = 0;
+        for (std::size_t r = 0; r < active_.size(); ++r) {
+            call_.run.sweeps[active_[r]] = sweep + 1;
+            call_.run.period[active_[r]] = !changed_[r];
+            if (changed_[r]) active_[left++] = active_[r];
+        }
+        active_.resize(left);
+    }
+
+    bool sweep_one(int64_t row, const int64_t* order) const {
+        Acc* const field = this->field(row);
+        S* const state = this->state(row);
+        bool changed = false;
+        for (int64_t t = 0; t < units_; ++t) {
+            const int64_t unit = order[t];
+            Flip flip;
+            if (!flips(field[unit], state[unit], &flip.change, &state[unit])) continue;
+            changed = true;
+            flip.weights = outgoing_.of(unit);
+            for (int64_t i = 0; i < units_; i += kVectors * kWidth<Acc>) change_fields(&flip, 1, field, i);
+        }
+        return changed;
+    }
+
+    // Some units of all rows.
+    void step(const int64_t* order, int64_t count) {
+        alignas(64) Acc between[kStep][kStep] = {};  // from the first of two units to the second
+        for (int64_t s = 0; s < count; ++s)
+            for (int64_t t = s; t < count; ++t) between[s][t] = static_cast<Acc>(outgoing_.of(order[s])[order[t]]);
+        flips_.resize(active_.size() * kStep);
+        flipped_.assign(active_.size(), 0);
+        const S* any[kStep] = {};  // what goes out of the units that flip in any row
+        for (std::size_t r = 0; r < active_.size(); ++r) {
+            alignas(64) Acc near[kStep];
+            for (int64_t t = 0; t < count; ++t) near[t] = field(active_[r])[order[t]];
+            S* const state = this->state(active_[r]);
+            for (int64_t t = 0; t < count; ++t) {
+                Flip& flip = flips_[r * kStep + static_cast<std::size_t>(flipped_[r])];
+                if (!flips(near[t], state[order[t]], &flip.change, &state[order[t]])) continue;
+                flip.weights = any[t] = outgoing_.of(order[t]);
+                ++flipped_[r];
+                changed_[r] = 1;
+                for (int64_t i = t / kWidth<Acc> * kWidth<Acc>; i < kStep; i += kWidth<Acc>)
+                    at::vec::fmadd(Vec<Acc>(flip.change), Vec<Acc>::loadu(between[t] + i), Vec<Acc>::loadu(near + i))
+                        .store(near + i);
+            }
+        }
+        constexpr int64_t together = kVectors * kWidth<Acc>;
+        for (int64_t i = 0; i < units_; i += together) {
+            // The weights that come next are far away, and in as many places as there are units.
+            for (int64_t t = 0; t < count; ++t)
+                if (any[t])
+                    for (int64_t ahead = i + together; ahead < i + 2 * together; ahead += 64 / sizeof(S))
+                        __builtin_prefetch(any[t] + ahead, 0, 2);
+            for (std::size_t r = 0; r < active_.size(); ++r)
+                if (flipped_[r]) change_fields(&flips_[r * kStep], flipped_[r], field(active_[r]), i);
+        }
+    }
+
+    // Fields from number `first` on, as many as are changed at one time.
+    void change_fields(const Flip* flips, int count, Acc* field, int64_t first) const {
+        constexpr int width = kWidth<Acc>;
+        if (first + kVectors * width <= units_) {
+            Vec<Acc> sum[kVectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v] = Vec<Acc>::loadu(field + first + v * width);
+            for (int f = 0; f < count; ++f) {
+                const Vec<Acc> change(flips[f].change);
+                const S* const weights = flips[f].weights + first;
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
+                    sum[v] = at::vec::fmadd(change, load_as<Acc>(weights + v * width), sum[v]);
+            }
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v].store(field + first + v * width);
+            return;
+        }
+        each_vector<Acc>(units_ - first, [&](int64_t i, int used) {
+            auto sum = load_as<Acc>(field + first + i, used);
+            for (int f = 0; f < count; ++f)
+                sum = at::vec::fmadd(Vec<Acc>(flips[f].change), load_as<Acc>(flips[f].weights + first + i, used), sum);
+            store_as<Acc, Acc>(field + first + i, sum, used);
+        });
+    }
+
+    const HopfieldRetrieval<S>& call_;
+    const Outgoing<S>& outgoing_;
+    int64_t units_;
+    Acc* fields_;
+    HopfieldOrders orders_;
+    std::vector<int64_t> active_;
+    std::vector<char> changed_;
+    std::vector<Flip> flips_;
+    std::vector<int> flipped_;
+};
+
 template <typename S>
 void retrieve_in_order(const HopfieldRetrieval<S>& call, const Outgoing<S>& outgoing) {
     using Acc = Accumulator<S>;
@@ -124,47 +276,21 @@ void retrieve_in_order(const HopfieldRetrieval<S>& call, const Outgoing<S>& outg
     const std::vector<int64_t> all = all_rows(run.batch);
     parallel_region(threads_of(call), [&](const Team& team) {
         const Range rows = share(run.batch, team.rank, team.size);
-        for (int64_t row = rows.begin; row < rows.end; ++row) codes.encode(row, call.state + row * units);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            const S* const state = call.state + row * units;
+            codes.encode(row, state);
+            std::memcpy(call.out + row * units, state, static_cast<std::size_t>(units) * sizeof(S));
+        }
         team.wait();
-        {
-            HopfieldFields<S> sums(call.weight, units);
-            sums.each(
+        HopfieldFields<S>(call.weight, units)
+            .each(
                 all, codes, [&](int64_t row) { return call.state + row * units; },
                 share(units, team.rank, team.size, HopfieldCodes<S>::kBlock),
                 [&](int64_t row, int64_t column, const Acc* field, int64_t count) {
                     std::memcpy(fields + row * units + column, field, static_cast<std::size_t>(count) * sizeof(Acc));
                 });
-        }
         team.wait();
-        HopfieldOrders orders(run);
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
-            Acc* const field = fields + row * units;
-            S* const state = call.out + row * units;
-            std::memcpy(state, call.state + row * units, static_cast<std::size_t>(units) * sizeof(S));
-            int64_t sweep = 0;
-            bool changed = true;
-            for (; changed && sweep < run.most; ++sweep) {
-                const int64_t* const order = orders.at(sweep, row);
-                changed = false;
-                for (int64_t t = 0; t < units; ++t) {
-                    const int64_t unit = order[t];
-                    const Acc before = static_cast<Acc>(state[unit]), after = hopfield_sign(field[unit], before);
-                    if (!(after != before) || !(before == before || after == after)) continue;
-                    changed = true;
-                    state[unit] = static_cast<S>(after);
-                    const Vec<Acc> change(after - before);
-                    const S* const weights = outgoing.of(unit);
-                    each_vector<Acc>(units, [&](int64_t i, int used) {
-                        store_as<Acc, Acc>(field + i,
-                                           at::vec::fmadd(change, load_as<Acc>(weights + i, used),
-                                                          load_as<Acc>(field + i, used)),
-                                           used);
-                    });
-                }
-            }
-            run.sweeps[row] = sweep;
-            run.period[row] = !changed;
-        }
+        RowsInOrder<S>(call, outgoing, fields).retrieve(rows);
     });
 }
 

@@ -28,14 +28,20 @@ class HopfieldCodes {
     static constexpr int kUnits = kGroup * kGroups;        // so many units
     static constexpr int kBlock = 128 / sizeof(Accumulator<S>);  // columns: 128 bytes a sum, for any vector
     using Acc = Accumulator<S>;
-    using Code = uint16_t;  // where the sums start, in elements
 
     HopfieldCodes(int64_t units, int64_t batch)
-        : units_(units), batch_(batch), codes_(blocks() * batch * kGroups), is_coded_(batch, 0) {}
+        : units_(units), batch_(batch), codes_(blocks() * batch), is_coded_(batch, 0) {}
 
     int64_t blocks() const { return (units_ + kUnits - 1) / kUnits; }
     bool is_coded(int64_t row) const { return is_coded_[row] != 0; }
-    const Code* at(int64_t block, int64_t row) const { return codes_ + (block * batch_ + row) * kGroups; }
+    // Which units of a block are +1: those of group g are the lower bits of byte g.
+    uint64_t at(int64_t block, int64_t row) const { return codes_[block * batch_ + row]; }
+    // Where the sums of a group start in its table, in elements.
+    static int64_t place(uint64_t code, int group) {
+        constexpr int kShift = std::countr_zero(static_cast<unsigned>(kBlock));
+        const int shift = 8 * group - kShift;
+        return static_cast<int64_t>((shift < 0 ? code << -shift : code >> shift) & (kEntries - 1) * kBlock);
+    }
 
     void encode(int64_t row, const S* state) {
         bool all = true;
@@ -49,15 +55,16 @@ class HopfieldCodes {
                 // (not a number is not above zero, and neither is its distance to one)
                 all = all && positive_bits(off) == 0 && positive_bits(x.abs()) == (uint32_t{1} << lanes) - 1;
             });
-            Code* code = codes_ + (block * batch_ + row) * kGroups;
-            for (int g = 0; g < kGroups; ++g) code[g] = static_cast<Code>((above >> kGroup * g & (kEntries - 1)) * kBlock);
+            uint64_t code = 0;
+            for (int g = 0; g < kGroups; ++g) code |= (above >> kGroup * g & (kEntries - 1)) << 8 * g;
+            codes_[block * batch_ + row] = code;
         }
         is_coded_[row] = all;
     }
 
   private:
     int64_t units_, batch_;
-    Buffer<Code> codes_;
+    Buffer<uint64_t> codes_;
     std::vector<char> is_coded_;
 };
 
@@ -67,7 +74,8 @@ class HopfieldFields {
     using Codes = HopfieldCodes<S>;
     using Acc = typename Codes::Acc;
     static constexpr int width = kWidth<Acc>, kBlock = Codes::kBlock, kVectors = kBlock / width;
-    static constexpr int kTogether = kVectors <= 2 ? 4 : kVectors <= 4 ? 2 : 1;  // rows whose sums are in registers
+    static constexpr int kAhead = 2;
+    static constexpr int kTogether = 2;  // rows whose sums are in registers
 
   public:
     HopfieldFields(const S* weight, int64_t units)
@@ -116,6 +124,10 @@ class HopfieldFields {
         const int64_t depth = std::min<int64_t>(Codes::kUnits, units_ - first);
         if (depth < Codes::kUnits || used < kBlock) std::fill_n(turned_.get(), Codes::kUnits * kBlock, Acc(0));
         const S* source = weight_ + column * units_ + first;
+        // Each line of the weights is far away and needed once: those of a later block are asked for now.
+        for (int64_t j = 0; j < used; ++j)
+            for (int i = 0; i < static_cast<int>(Codes::kUnits * sizeof(S)); i += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(source + j * units_ + kAhead * Codes::kUnits) + i);
         for (int64_t j = 0; j < used; j += 16) {
             const int64_t count = std::min<int64_t>(16, used - j);
             if constexpr (std::is_same_v<S, Acc>) {
@@ -151,7 +163,7 @@ class HopfieldFields {
 
     template <int Rows>
     void add(const Codes& codes, int64_t block, const int64_t* rows, Acc* sums) const {
-        const typename Codes::Code* code[Rows];
+        uint64_t code[Rows];
         Vec<Acc> sum[Rows][kVectors];
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
@@ -164,7 +176,8 @@ class HopfieldFields {
             const Acc* const table = tables_ + g * Codes::kEntries * kBlock;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; ++r) {
-                const Acc* const entry = table + code[r][g];
+                asm("" : "+r"(code[r]));  // else all places are found first, and there are too few registers for them
+                const Acc* const entry = table + Codes::place(code[r], g);
 #pragma GCC unroll 8
                 for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + Vec<Acc>::loadu(entry + v * width);
             }
