@@ -4,8 +4,9 @@ import importlib
 
 import torch  # noqa: F401  (first: it loads what the compiled modules are linked to)
 
-from . import _native, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
+from . import _native, estimators, functional, nn, reference  # noqa: F401  (_native registers torch.ops.pykernels.*)
 from ._version import __version__
+from .estimators import Hopfield, ModernHopfield
 from .nn import (
     GRU,
     LSTM,
@@ -65,5 +66,6 @@ __all__ = [
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
     "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
-    "functional", "nn", "reference", "__version__",
+    "Hopfield", "ModernHopfield",
+    "estimators", "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

@@ -1,1 +1,6 @@
-"""Maps, memories and machines that are fitted to data, in scikit-learn's manner."""
+"""Models that are fitted rather than trained."""
+
+from .hopfield import Hopfield
+from .modern_hopfield import ModernHopfield
+
+__all__ = ["Hopfield", "ModernHopfield"]

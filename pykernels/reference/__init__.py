@@ -4,6 +4,16 @@ from .attention import attention, attention_keep, attention_weights, scaled_dot_
 from .conv import conv, conv1d, conv2d, conv3d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
+from .hopfield import (
+    hebbian_weight,
+    hopfield_packed_retrieve,
+    hopfield_retrieve,
+    hopfield_update,
+    pack_signs,
+    pseudo_inverse_weight,
+    storkey_weight,
+    unpack_signs,
+)
 from .layer_norm import layer_norm, layer_norm_total
 from .lstm import lstm, lstm_cell, lstm_layer
 from .pool import (
@@ -39,5 +49,7 @@ __all__ = [
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
+    "hopfield_update", "hopfield_retrieve", "hopfield_packed_retrieve", "hebbian_weight", "storkey_weight",
+    "pseudo_inverse_weight", "pack_signs", "unpack_signs",
     "random_mask",
 ]  # fmt: skip
