@@ -95,9 +95,12 @@ def _retrieve_one(
             if order is None and seed is None:
                 raise ValueError("[hopfield] expected an order or a seed to draw orders with, got neither")
             units_in_turn = drawn_order(seed, sweep, units) if order is None and seed is not None else order
+            flips = 0
             for unit in units_in_turn.tolist():  # type: ignore[union-attr]
-                state[unit] = _changed((weight[unit] * state.to(wide)).sum(), state[unit])
-        if _same(state, before[-1]):
+                after = _changed((weight[unit] * state.to(wide)).sum(), state[unit])
+                flips += not _same(after, state[unit])
+                state[unit] = after
+        if flips == 0 if mode == "async" else _same(state, before[-1]):
             return state, sweep + 1, 1
         if mode == "sync" and len(before) > 1 and _same(state, before[-2]):
             return state, sweep + 1, 2
