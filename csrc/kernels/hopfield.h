@@ -13,9 +13,9 @@ struct HopfieldSweeps {
     const int64_t* order;  // [units], or [batch, units] if order_stride is units and not 0; null: drawn with the seed
     int64_t order_stride;
     uint64_t seed;
-    int64_t most;      // sweeps
-    int64_t* sweeps;   // [batch]: that were made
-    int64_t* period;   // [batch]: 1 if the last sweep changed nothing, 2 if it undid the one before, else 0
+    int64_t most;     // sweeps
+    int64_t* sweeps;  // [batch]: that were made
+    int64_t* period;  // [batch]: 1 if the last sweep changed nothing, 2 if it undid the one before, else 0
 };
 
 template <typename Storage_>
@@ -23,7 +23,7 @@ struct HopfieldRetrieval {
     using Storage = Storage_;
 
     HopfieldSweeps run;
-    bool symmetric;        // the weight is known to be; it is looked at otherwise
+    bool symmetric;         // the weight is known to be; it is looked at otherwise
     const Storage* weight;  // [units, units]
     const Storage* state;   // [batch, units]
     Storage* out;           // [batch, units]

@@ -84,8 +84,7 @@ inline void sums_of_sets(const uint64_t* const (&set)[4], const int32_t* values,
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s)
         half[s] = _mm256_add_epi32(_mm512_castsi512_si256(sum[s]), _mm512_extracti64x4_epi64(sum[s], 1));
-    const __m256i pairs =
-        _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(sums),
                      _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
 }
@@ -114,8 +113,8 @@ inline void sums_of_sets(const uint64_t* const (&set)[4], const int32_t* values,
             const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + w * 64 + part * 8));
 #pragma GCC unroll 4
             for (int s = 0; s < 4; ++s)
-                sum[s] = _mm256_add_epi32(sum[s],
-                                          _mm256_and_si256(value, detail::lanes_of_byte(set[s][w] >> part * 8)));
+                sum[s] =
+                    _mm256_add_epi32(sum[s], _mm256_and_si256(value, detail::lanes_of_byte(set[s][w] >> part * 8)));
         }
     const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(sums),

@@ -24,8 +24,8 @@ template <typename S>
 class HopfieldCodes {
   public:
     static constexpr int kGroup = 4, kEntries = 1 << kGroup;
-    static constexpr int kGroups = 8;                      // that are looked up together
-    static constexpr int kUnits = kGroup * kGroups;        // so many units
+    static constexpr int kGroups = 8;                            // that are looked up together
+    static constexpr int kUnits = kGroup * kGroups;              // so many units
     static constexpr int kBlock = 128 / sizeof(Accumulator<S>);  // columns: 128 bytes a sum, for any vector
     using Acc = Accumulator<S>;
 

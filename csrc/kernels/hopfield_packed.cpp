@@ -1,6 +1,6 @@
 // Hebb's rule from the patterns' bits. With m_k the overlap of the state with pattern k, M times the field of unit j is
-// the sum of f_k(j) m_k less M y_j: twice the overlaps of the patterns that have the unit set, less those of all. A flip
-// changes every overlap by two. All of it is whole numbers.
+// the sum of f_k(j) m_k less M y_j: twice the overlaps of the patterns that have the unit set, less those of all. A
+// flip changes every overlap by two. All of it is whole numbers.
 #include "kernels/hopfield.h"
 
 #include "core/parallel.h"

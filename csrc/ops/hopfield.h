@@ -14,7 +14,8 @@
 //
 // out        [B, N]: y_j = 1 where v_j > 0, -1 where v_j < 0, as it was where v_j is zero or not a number
 // sweeps     [B] of int64: how many were made
-// period     [B] of int64: 1 if no unit changed in the last sweep, 2 if it gave what was there two sweeps before, else 0
+// period     [B] of int64: 1 if no unit changed in the last sweep, 2 if it gave what was there two sweeps before, else
+// 0
 //
 // Fields are summed in float32, or float64 for float64. One by one, they are computed once and then follow the flips,
 // whose roundings add up.
@@ -33,8 +34,8 @@ struct HopfieldArguments {
 
 struct HopfieldSizes {
     int64_t units, batch;
-    int64_t patterns;      // packed
-    bool own_orders;       // each row has one
+    int64_t patterns;  // packed
+    bool own_orders;   // each row has one
     uint64_t seed;
 };
 

@@ -60,8 +60,7 @@ HopfieldSizes check_hopfield(const Tensor& weight, const HopfieldArguments& args
 
 HopfieldSizes check_hopfield_packed(const Tensor& patterns, const HopfieldArguments& args) {
     check_floating(op, "a state", args.state);
-    TORCH_CHECK(args.state.dim() == 2, "[", op, "] expected a state of shape [batch, units], got ",
-                args.state.sizes());
+    TORCH_CHECK(args.state.dim() == 2, "[", op, "] expected a state of shape [batch, units], got ", args.state.sizes());
     const int64_t units = args.state.size(1), words = (units + 63) / 64;
     TORCH_CHECK(patterns.scalar_type() == at::kLong && patterns.dim() == 2 && patterns.size(1) == words, "[", op,
                 "] expected packed patterns of int64 and of shape [patterns, ", words, "], got ",
