@@ -82,6 +82,9 @@ SECTIONS = {
         Section("conv-bf16-training", "Convolution in bf16, forward and backward", "torch in the same layout"),
         Section("conv-bf16-avx2", "Convolution in bf16 with AVX2 only, inference", "torch in the same layout"),
         Section("conv-pool", "Convolution, ReLU and max-pooling, inference", "the same under torch.compile"),
+        Section("hopfield-sync", "Hopfield network, a sweep at once", "torch: product, then signs"),
+        Section("hopfield-async", "Hopfield network, a sweep in order", "torch, a loop over the units"),
+        Section("hopfield-packed", "Hopfield network from its patterns' bits", "our own, from the weight"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),
@@ -89,6 +92,8 @@ SECTIONS = {
         Section("gpu-conv-pool", "Convolution, ReLU and max pooling on the GPU", "cuDNN and torch, one by one"),
         Section("gpu-unfold", "Unfold on the GPU", "torch"),
         Section("gpu-fold", "Fold on the GPU", "torch"),
+        Section("gpu-hopfield-sync", "Hopfield network on the GPU, a sweep at once", "torch: product, then signs"),
+        Section("gpu-hopfield-async", "Hopfield network on the GPU, a sweep in order", "torch, a loop over the units"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

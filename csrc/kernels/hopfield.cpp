@@ -94,15 +94,24 @@ class Outgoing {
     static constexpr int64_t kBlock = 16, kTile = 64;
     int64_t tiles() const { return (units_ + kTile - 1) / kTile; }
 
-    // Rows i … i+63 from the diagonal on, beside the columns of these numbers.
+    // Rows i … i+63 from the diagonal on, beside the columns of these numbers, tile by tile. Every line is in another
+    // place: those of the next tile are asked for.
     bool is_symmetric(int64_t i) const {
         const int64_t high = std::min(kTile, units_ - i);
-        alignas(64) S turned[kTile * kBlock];
-        for (int64_t j = i; j < units_; j += kBlock) {
-            const int64_t wide = std::min(kBlock, units_ - j);
-            pack_transposed<S>(weight_ + j * units_ + i, units_, wide, high, turned, kBlock);
+        alignas(64) S turned[kTile * kTile];
+        for (int64_t j = i; j < units_; j += kTile) {
+            const int64_t wide = std::min(kTile, units_ - j);
+            for (int64_t r = 0; r < std::min(kTile, units_ - j - kTile); ++r)
+                for (int64_t c = 0; c < high; c += 64 / static_cast<int64_t>(sizeof(S)))
+                    __builtin_prefetch(weight_ + (j + kTile + r) * units_ + i + c);
+            for (int64_t r = 0; r < high && j + kTile < units_; ++r)
+                for (int64_t c = 0; c < kTile; c += 64 / static_cast<int64_t>(sizeof(S)))
+                    __builtin_prefetch(weight_ + (i + r) * units_ + j + kTile + c);
+            for (int64_t r = 0; r < wide; r += kBlock)
+                pack_transposed<S>(weight_ + (j + r) * units_ + i, units_, std::min(kBlock, wide - r), high, turned + r,
+                                   kTile);
             for (int64_t r = 0; r < high; ++r)
-                if (std::memcmp(turned + r * kBlock, weight_ + (i + r) * units_ + j,
+                if (std::memcmp(turned + r * kTile, weight_ + (i + r) * units_ + j,
                                 static_cast<std::size_t>(wide) * sizeof(S)) != 0)
                     return false;
         }
