@@ -1,5 +1,4 @@
-"""Rows of best matching units against faiss, torch and scikit-learn, and of whole maps against what else fits one.
-"""
+"""Rows of best matching units against faiss, torch and scikit-learn, and of whole maps against what else fits one."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from bench import ours
+from bench.gpu_hopfield import HopfieldCase
 from bench.gpu_images import ConvCase, ConvPoolCase, PoolCase, UnfoldCase
 from bench.gpu_questions import AnyCase, Question, check
 from bench.gpu_rbm import RbmCase
@@ -186,6 +187,7 @@ CASES: list[AnyCase] = [
     ConvCase(64, 256, 14, 256),
     ConvPoolCase(1024, 1, 28, 6),
     UnfoldCase((64, 64, 56, 56)),
+    HopfieldCase(2000, 256),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -255,4 +257,5 @@ DRY_CASES: list[AnyCase] = [
     ConvPoolCase(2, 1, 12, 3),
     UnfoldCase((2, 3, 7, 8), stride=2),
     RbmCase(9, 7, 5, 4),
+    HopfieldCase(20, 5),
 ]

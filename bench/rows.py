@@ -87,6 +87,9 @@ SECTIONS = {
         Section("rbm", "Restricted Boltzmann machine, an epoch of contrastive divergence", "the same in torch"),
         Section("rbm-fit", "Restricted Boltzmann machine, fit of five epochs", "scikit-learn's BernoulliRBM"),
         Section("rbm-sample", "Restricted Boltzmann machine, one side drawn given the other", "torch, one by one"),
+        Section("hopfield-sync", "Hopfield network, a sweep at once", "torch: product, then signs"),
+        Section("hopfield-async", "Hopfield network, a sweep in order", "torch, a loop over the units"),
+        Section("hopfield-packed", "Hopfield network from its patterns' bits", "our own, from the weight"),
         *_gpu("attention", "Attention", "the fastest of torch's backends"),
         *_gpu("layer-norm", "Layer norm of a sum", "torch: the sum, then layer norm"),
         *_gpu("pool", "Pooling", "torch"),
@@ -96,6 +99,8 @@ SECTIONS = {
         Section("gpu-fold", "Fold on the GPU", "torch"),
         Section("gpu-rbm", "Restricted Boltzmann machine on the GPU, an epoch", "the same in torch"),
         Section("gpu-rbm-sample", "Restricted Boltzmann machine on the GPU, one side drawn", "torch, one by one"),
+        Section("gpu-hopfield-sync", "Hopfield network on the GPU, a sweep at once", "torch: product, then signs"),
+        Section("gpu-hopfield-async", "Hopfield network on the GPU, a sweep in order", "torch, a loop over the units"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

@@ -25,6 +25,7 @@ from .nn import (
     DotAttention,
     Fold,
     GRUCell,
+    Hopfield,
     JordanRNN,
     LayerNorm,
     LSTMCell,
@@ -34,6 +35,7 @@ from .nn import (
     MaxUnpool1d,
     MaxUnpool2d,
     MaxUnpool3d,
+    ModernHopfield,
     MultiheadAttention,
     RNNCell,
     TransformerDecoderLayer,
@@ -68,5 +70,6 @@ __all__ = [
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
     "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
+    "Hopfield", "ModernHopfield",
     "functional", "nn", "reference", "__version__",
 ]  # fmt: skip

@@ -179,6 +179,25 @@ def check_rbm(device: str) -> Iterator[Check]:
         yield "rbm, contrastive divergence", dtype, _error(*found), 0.0
 
 
+def check_hopfield(device: str) -> Iterator[Check]:
+    """Dense and packed, in order and at once. (Signs have no gradients.)"""
+    f = (draw([(5, 90)], 1)[0] > 0).double() * 2 - 1
+    state = (draw([(23, 90)], 1)[0] > 0).double() * 2 - 1
+    weight, bits = (f.T @ f).fill_diagonal_(0), reference.pack_signs(f).to(device)
+    order = torch.arange(90).flip(0)
+    for mode in ("async", "sync"):
+        turn = order if mode == "async" else None
+        expected = reference.hopfield_retrieve(weight, state, mode, turn)[0]
+        turn = None if turn is None else turn.to(device)
+        for dtype in ALLOWED_ERROR:
+            w, y = weight.to(device, dtype), state.to(device, dtype)
+            for what, found in (
+                ("hopfield", functional.hopfield_retrieve(w, y, mode, turn)),
+                ("hopfield, packed", functional.hopfield_packed_retrieve(bits, y, mode, turn)),
+            ):
+                yield f"{what}, {mode}", dtype, _error((found.state.cpu(),), (expected,)), 0.0
+
+
 HIDDEN = 37
 Shape = tuple[int | None, ...]
 """Of a weight; None is the width of what the layer reads."""
@@ -241,6 +260,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "pooling": check_pool,
     "conv": check_conv,
     "rbm": check_rbm,
+    "hopfield": check_hopfield,
 }
 """One entry per room: device -> what was compared and how far off it is."""
 

@@ -75,6 +75,9 @@ __device__ inline double maximum(double a, double b) { return fmax(a, b); }
 __device__ inline float square_root(float value) { return sqrtf(value); }
 __device__ inline double square_root(double value) { return sqrt(value); }
 
+// How many bits are set.
+__device__ inline int population_count(uint32_t bits) { return __popc(bits); }
+
 // Memory ------------------------------------------------------------------------------------------------------------
 
 // Four consecutive values, moved by one access (two of 16 bytes for double).

@@ -6,6 +6,7 @@ from .conv import conv1d, conv2d, conv3d
 from .conv_pool import conv2d_relu_max_pool2d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell
+from .hopfield import hopfield_packed_retrieve, hopfield_retrieve, hopfield_update
 from .layer_norm import layer_norm
 from .lstm import lstm, lstm_cell
 from .multi_head_attention import multi_head_attention_forward
@@ -41,4 +42,5 @@ __all__ = [
     "conv1d", "conv2d", "conv3d", "conv2d_relu_max_pool2d", "unfold", "fold",
     "bmu", "radial_basis",
     "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
+    "hopfield_update", "hopfield_retrieve", "hopfield_packed_retrieve",
 ]  # fmt: skip

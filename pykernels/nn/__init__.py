@@ -3,8 +3,10 @@
 from .attention import DotAttention, MultiheadAttention
 from .conv import Conv1d, Conv2d, Conv3d
 from .gru import GRU, GRUCell
+from .hopfield import Hopfield
 from .layer_norm import LayerNorm
 from .lstm import LSTM, LSTMCell
+from .modern_hopfield import ModernHopfield
 from .pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -33,4 +35,5 @@ __all__ = [
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d",
     "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
     "Conv1d", "Conv2d", "Conv3d", "Unfold", "Fold",
+    "Hopfield", "ModernHopfield",
 ]  # fmt: skip

@@ -5,6 +5,16 @@ from .bmu import bmu, distances, unit_sums
 from .conv import conv, conv1d, conv2d, conv3d
 from .dot_attention import dot_attention
 from .gru import gru, gru_cell, gru_layer
+from .hopfield import (
+    hebbian_weight,
+    hopfield_packed_retrieve,
+    hopfield_retrieve,
+    hopfield_update,
+    pack_signs,
+    pseudo_inverse_weight,
+    storkey_weight,
+    unpack_signs,
+)
 from .layer_norm import layer_norm, layer_norm_total
 from .lstm import lstm, lstm_cell, lstm_layer
 from .pool import (
@@ -43,6 +53,8 @@ __all__ = [
     "max_unpool1d", "max_unpool2d", "max_unpool3d",
     "conv", "conv1d", "conv2d", "conv3d", "unfold", "fold",
     "bmu", "distances", "unit_sums", "radial_basis", "default_gamma",
+    "hopfield_update", "hopfield_retrieve", "hopfield_packed_retrieve", "hebbian_weight", "storkey_weight",
+    "pseudo_inverse_weight", "pack_signs", "unpack_signs",
     "random_mask",
     "rbm_mean", "rbm_sample", "rbm_free_energy", "rbm_contrastive_divergence", "rbm_train_",
 ]  # fmt: skip

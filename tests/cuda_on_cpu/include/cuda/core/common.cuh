@@ -138,6 +138,8 @@ A square_root(A value) {
     return std::sqrt(value);
 }
 
+inline int population_count(uint32_t bits) { return __builtin_popcount(bits); }
+
 // Memory ------------------------------------------------------------------------------------------------------------
 
 template <class T>
