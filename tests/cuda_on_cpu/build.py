@@ -22,7 +22,10 @@ LAYER_NORM = [source for source in KERNELS if source.stem.startswith("layer_norm
 POOL = [source for source in KERNELS if source.stem.startswith("pool")]
 CONV = [source for source in KERNELS if source.stem.startswith("conv")]
 UNFOLD = [source for source in KERNELS if source.stem.startswith("unfold")]
-RECURRENT = [source for source in KERNELS if source not in (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD)]
+BMU = [source for source in KERNELS if source.stem.startswith("bmu") or source.stem == "unit_sums"]
+SOM = [source for source in KERNELS if source.stem == "som"]
+OTHERS = (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD, *BMU, *SOM)
+RECURRENT = [source for source in KERNELS if source not in OTHERS]
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 CHECKS = sorted((ROOT / "csrc" / "ops").glob("*_check.cpp"))
 EXECUTOR = [HERE / "executor.cpp", HERE / "fiber.cpp"]
