@@ -1,5 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, each with its peers and the
-least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, best matching units, each with
+its peers and the least it has to do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from bench import ours
 from bench.gpu_images import ConvCase, ConvPoolCase, PoolCase, UnfoldCase
+from bench.gpu_maps import BmuCase, UnitSumsCase
 from bench.gpu_questions import AnyCase, Question, check
 from bench.layers import KINDS, layer_work, pair_of_modules, training_step
 from bench.limits import Work
@@ -185,6 +186,9 @@ CASES: list[AnyCase] = [
     ConvCase(64, 256, 14, 256),
     ConvPoolCase(1024, 1, 28, 6),
     UnfoldCase((64, 64, 56, 56)),
+    BmuCase(480000, 900, 34),
+    BmuCase(60000, 1024, 784),
+    UnitSumsCase(480000, 900, 34),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -211,6 +215,9 @@ CASES: list[AnyCase] = [
     ConvPoolCase(1, 1, 28, 6),
     UnfoldCase((64, 64, 112, 112), stride=2),
     UnfoldCase((8, 3, 224, 224), kernel=7, stride=2),
+    BmuCase(480000, 10000, 34),
+    BmuCase(256, 10000, 34),
+    UnitSumsCase(60000, 1024, 784),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -251,4 +258,6 @@ DRY_CASES: list[AnyCase] = [
     ConvCase(2, 4, 9, 4, groups=4, planar=True),
     ConvPoolCase(2, 1, 12, 3),
     UnfoldCase((2, 3, 7, 8), stride=2),
+    BmuCase(50, 30, 5),
+    UnitSumsCase(50, 7, 3),
 ]

@@ -89,6 +89,8 @@ SECTIONS = {
         Section("gpu-conv-pool", "Convolution, ReLU and max pooling on the GPU", "cuDNN and torch, one by one"),
         Section("gpu-unfold", "Unfold on the GPU", "torch"),
         Section("gpu-fold", "Fold on the GPU", "torch"),
+        Section("gpu-bmu", "Best matching units on the GPU", "torch.cdist and argmin", 5.0),
+        Section("gpu-unit-sums", "Sums by unit on the GPU", "torch's index_add"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

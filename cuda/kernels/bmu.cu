@@ -6,10 +6,11 @@
 namespace pykernels::cuda {
 namespace {
 
-constexpr int64_t kScannedSamples = 4;        // so few are not worth the preparation of the units
-constexpr int64_t kScannedWork = 1 << 16;     // of a multiprocessor: values that are worth it
-constexpr int64_t kMostFeatures = 1 << 24;    // of a sum in single precision
+constexpr int64_t kScannedSamples = 4;                         // so few are not worth the preparation of the units
+constexpr int64_t kScannedWork = 1 << 16;                      // of a multiprocessor: values that are worth it
+constexpr int64_t kMostFeatures = 1 << 24;                     // of a sum in single precision
 constexpr int64_t kTileSlice = 1 << 16, kHeldSlice = 1 << 22;  // samples
+constexpr int64_t kMostBest = 1 << 22;                         // of samples and parts, at one time
 
 int64_t parts_of(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
@@ -68,9 +69,10 @@ BmuPlan plan_bmu(const Bmu& args, BmuWay way, int64_t multiprocessors) {
     } else if (way == BmuWay::held) {
         plan.slice = std::min(args.samples, kHeldSlice);
         const int64_t wanted = parts_of(2 * multiprocessors, parts_of(std::max<int64_t>(plan.slice, 1), kHeldSamples));
-        plan.parts = std::clamp<int64_t>(tiles * (kUnitTile / kHeldUnits), 1, wanted);
+        plan.parts = std::clamp<int64_t>(parts_of(args.units, kHeldUnits), 1, wanted);
     } else {
-        plan.slice = std::min(args.samples, kTileSlice);
+        const int64_t most = std::clamp<int64_t>(kMostBest / tiles / kSampleTile, 1, kTileSlice / kSampleTile);
+        plan.slice = std::min(args.samples, most * kSampleTile);
         plan.parts = tiles;
     }
     search_of(args, plan, nullptr, &plan.workspace);
@@ -80,8 +82,8 @@ BmuPlan plan_bmu(const Bmu& args, BmuWay way, int64_t multiprocessors) {
 cudaError_t plan_bmu(const Bmu& args, BmuPlan* plan) {
     int64_t multiprocessors = 0;
     const cudaError_t error = multiprocessor_count(&multiprocessors);
-    const double work = static_cast<double>(args.samples) * static_cast<double>(args.units) *
-                        static_cast<double>(args.features + 16);
+    const double work =
+        static_cast<double>(args.samples) * static_cast<double>(args.units) * static_cast<double>(args.features + 16);
     BmuWay way = BmuWay::products;
     if (args.samples <= kScannedSamples || args.features > kMostFeatures ||
         work <= static_cast<double>(multiprocessors) * kScannedWork) {
@@ -116,8 +118,7 @@ cudaError_t bmu(const Bmu& args, const BmuPlan& plan, void* workspace, cudaStrea
         } else {
             then([&] { return bmu_prepare_samples(search, stream); });
             then([&] {
-                return plan.way == BmuWay::sums ? bmu_search_sums(search, stream)
-                                                : bmu_search_products(search, stream);
+                return plan.way == BmuWay::sums ? bmu_search_sums(search, stream) : bmu_search_products(search, stream);
             });
         }
         then([&] { return bmu_finish(search, stream); });

@@ -16,12 +16,12 @@ struct Bmu {
     DType dtype;
     Metric metric;
     int64_t samples, units, features;
-    int neighbours;                          // units wanted for each sample: 1 to 8, `units` at most
-    const void* input;                       // [samples, features]
-    const void* codebook;                    // [units, features]
-    int64_t input_stride, codebook_stride;   // values from one row to the next
-    void* distance;                          // [samples, neighbours], ascending
-    int64_t* index;                          // [samples, neighbours]
+    int neighbours;                         // units wanted for each sample: 1 to 8, `units` at most
+    const void* input;                      // [samples, features]
+    const void* codebook;                   // [units, features]
+    int64_t input_stride, codebook_stride;  // values from one row to the next
+    void* distance;                         // [samples, neighbours], ascending
+    int64_t* index;                         // [samples, neighbours]
 };
 
 enum class BmuWay : int32_t {
@@ -34,8 +34,8 @@ enum class BmuWay : int32_t {
 // How a call is laid out on the current device.
 struct BmuPlan {
     BmuWay way;
-    int64_t slice;   // samples that are searched at one time
-    int64_t parts;   // of the units, searched by blocks of their own
+    int64_t slice;  // samples that are searched at one time
+    int64_t parts;  // of the units, searched by blocks of their own
     size_t workspace;
 };
 

@@ -42,8 +42,7 @@ struct HeldSamples {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     const int d = c * kRowChunk + own + e / 2 * 8 + e % 2;
-                    value[c][e] =
-                        d < call.features ? static_cast<float>(to_accumulator(x[d]) - centre[d]) : 0.0f;
+                    value[c][e] = d < call.features ? static_cast<float>(to_accumulator(x[d]) - centre[d]) : 0.0f;
                     largest = maximum(largest, absolute(value[c][e]));
                 }
             }
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kChunks <= 3 ? 2 : 1)
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const auto part = static_cast<int64_t>(blockIdx.x % search.parts);
     const int64_t first = blockIdx.x / search.parts * kHeldSamples + warp * kWarpSamples;
-    const int64_t tiles = search.units / kHeldUnits;
+    const int64_t tiles = (search.call.units + kHeldUnits - 1) / kHeldUnits;
     const auto begin = static_cast<int>(part * tiles / search.parts);
     const auto end = static_cast<int>((part + 1) * tiles / search.parts);
     const auto stage = [&](int slot, int tile) {
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, kChunks <= 3 ? 2 : 1)
             const unsigned char* units = Shared::units(slot) + row * Shared::kStride;
             const unsigned char* own = units + (lane / 16 * 8 + lane % 8) * Shared::kStride + lane / 8 % 2 * 16;
             float sum[kTiles][2][4] = {};
-            const auto multiply = [&](const uint32_t(&left)[kTiles][kChunks][4], int chunk, const uint32_t(&w)[4]) {
+            const auto multiply = [&](const uint32_t (&left)[kTiles][kChunks][4], int chunk, const uint32_t (&w)[4]) {
 #pragma unroll
                 for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -150,8 +149,7 @@ __global__ void __launch_bounds__(kThreads, kChunks <= 3 ? 2 : 1)
 #pragma unroll
             for (int e = 0; e < kGroup; ++e) {
                 const int at = lane % 4 * 2 + e % 2 + e / 2 * 8;
-                start[e] =
-                    *reinterpret_cast<const float*>(units + at * Shared::kStride + kChunks * kRowChunkBytes);
+                start[e] = *reinterpret_cast<const float*>(units + at * Shared::kStride + kChunks * kRowChunkBytes);
             }
             const int group = (tile * kHeldUnits + row) / kGroup + lane % 4;
 #pragma unroll
@@ -161,8 +159,7 @@ __global__ void __launch_bounds__(kThreads, kChunks <= 3 ? 2 : 1)
                 for (int e = 0; e < kGroup; ++e) {
                     score[e] = sum[i / 2][e / 2][i % 2 * 2 + e % 2] * x.inverse[i] + start[e];
                 }
-                best[i].template insert<true>(
-                    maximum(maximum(score[0], score[1]), maximum(score[2], score[3])), group);
+                best[i].template insert<true>(maximum(maximum(score[0], score[1]), maximum(score[2], score[3])), group);
             }
         }
         slot = slot + 1 == kRing ? 0 : slot + 1;

@@ -67,8 +67,7 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
             for (int member = 0; member < kGroup; ++member) {
                 const int64_t unit = unit_of_group(best.number[i], member);
                 if (unit < call.units) {
-                    nearest.consider(
-                        {lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
+                    nearest.consider({lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
                 }
             }
         }
@@ -192,15 +191,13 @@ cudaError_t bmu_finish(const BmuSearch& search, cudaStream_t stream) {
 cudaError_t bmu_decide(const BmuSearch& search, int64_t blocks, cudaStream_t stream) {
     BmuSearch whole = search;
     whole.parts = 1;
-    return for_search(search, [&]<class T, int kHeld>() {
-        return launch_exact<T, kHeld>(whole, whole.doubts, blocks, stream);
-    });
+    return for_search(
+        search, [&]<class T, int kHeld>() { return launch_exact<T, kHeld>(whole, whole.doubts, blocks, stream); });
 }
 
 cudaError_t bmu_scan(const BmuSearch& search, cudaStream_t stream) {
     return for_search(search, [&]<class T, int kHeld>() {
-        cudaError_t error =
-            launch_exact<T, kHeld>(search, nullptr, search.call.samples * search.parts, stream);
+        cudaError_t error = launch_exact<T, kHeld>(search, nullptr, search.call.samples * search.parts, stream);
         if (error == cudaSuccess && search.parts > 1) {
             const int64_t blocks = (search.call.samples + kThreads / kWarp - 1) / (kThreads / kWarp);
             error = launch(join_parts_kernel<T, kHeld>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,

@@ -30,15 +30,15 @@ struct BmuStats {
 struct BmuSearch {
     Bmu call;
     bool products;
-    int held;               // groups that are kept: 1, 2 or 8
-    int chunks;             // of a row
+    int held;    // groups that are kept: 1, 2 or 8
+    int chunks;  // of a row
     int64_t row_bytes;
-    int64_t first, count;   // samples of this slice
+    int64_t first, count;  // samples of this slice
     int64_t slice, parts;
-    int64_t units;          // filled up
+    int64_t units;  // filled up
     BmuStats* stats;
-    void* centre;           // [features] of the type in which the input's is summed
-    double* scale;          // [units]: what a unit's row is multiplied by
+    void* centre;                // [features] of the type in which the input's is summed
+    double* scale;               // [units]: what a unit's row is multiplied by
     unsigned char* unit_rows;    // own: where the score begins
     unsigned char* sample_rows;  // of this slice, tiles only; own: what undoes the scaling
     float* size;                 // [slice]: norms of samples

@@ -25,8 +25,8 @@ class ProductSums {
                 uint32_t unit[4], unit_lower[4];
                 load_matrices(unit, units + half * 16 * kStageStride + chunk);
                 load_matrices(unit_lower, units + half * 16 * kStageStride + chunk + kRowChunkBytes / 2);
-// (the small ones first; and eight sums in turn, as each waits for itself)
-                const auto multiply = [&](const uint32_t(&left)[4][4], const uint32_t(&right)[4]) {
+                // (the small ones first; and eight sums in turn, as each waits for itself)
+                const auto multiply = [&](const uint32_t (&left)[4][4], const uint32_t (&right)[4]) {
 #pragma unroll
                     for (int m = 0; m < 4; ++m) {
 #pragma unroll

@@ -67,9 +67,7 @@ struct Centred {
     bool whole;  // for the cosine: neither centre nor rounding
 
     __device__ Centred(const BmuSearch& search, const T* values)
-        : row(values),
-          centre(static_cast<const A*>(search.centre)),
-          whole(search.call.metric == Metric::kCosine) {}
+        : row(values), centre(static_cast<const A*>(search.centre)), whole(search.call.metric == Metric::kCosine) {}
     __device__ float narrow(int64_t d) const {
         const A value = to_accumulator(row[d]);
         return static_cast<float>(whole ? value : value - centre[d]);
@@ -196,9 +194,8 @@ __global__ void __launch_bounds__(kRowThreads) sample_rows_kernel(const __grid_c
         size += kProducts ? value * scale.factor() * (value * scale.factor()) : absolute(value);
     }
     size = warp_sum(size);
-    put_row<kProducts>(row, search.chunks, call.features, [&](int64_t d) {
-        return kProducts ? values.narrow(d) * scale.factor() : values.narrow(d);
-    });
+    put_row<kProducts>(row, search.chunks, call.features,
+                       [&](int64_t d) { return kProducts ? values.narrow(d) * scale.factor() : values.narrow(d); });
     if (lane() == 0) {
         *own = kProducts ? scale.inverse() * RowScale(float_of(search.stats->norm)).inverse() : 1.0f;
         search.size[sample] = kProducts ? square_root(size) * scale.inverse() : size;

@@ -23,8 +23,7 @@ class DifferenceSums {
             }
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const auto w =
-                    *reinterpret_cast<const FourFloats*>(units + (j / 2 * 8 + j % 2) * kStageStride + d);
+                const auto w = *reinterpret_cast<const FourFloats*>(units + (j / 2 * 8 + j % 2) * kStageStride + d);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
 #pragma unroll

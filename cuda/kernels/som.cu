@@ -13,8 +13,9 @@ namespace {
 
 constexpr int kMostThreads = 1024, kMostWarps = kMostThreads / kWarp;
 constexpr int64_t kMostSomBlocks = 256;
-constexpr int64_t kGrain = 1 << 15;        // values of the codebook worth a block, with a grid barrier for each sample
-constexpr int64_t kStagedSamples = 32;     // that wait in shared memory
+constexpr int64_t kGrain = 1 << 15;  // values of the codebook worth a block, with a grid barrier for each sample
+constexpr int64_t kUsualBlocks = 128, kUsualBytes = 160 << 10;  // of a device, and of a block's shared memory
+constexpr int64_t kStagedSamples = 32;                          // that wait in shared memory
 constexpr int64_t kStagedBytes = 16 << 10;
 
 // The best unit so far: the lowest of those equally far away; what is not a number never is.
@@ -34,14 +35,14 @@ struct Winner {
 // How a call is laid out. Lanes: neighbouring ones that share a unit.
 struct SomPlan {
     SomLearn call;
-    int64_t blocks, own;        // units of a block
+    int64_t blocks, own;  // units of a block
     int lanes;
-    bool held;                  // units stay in shared memory, rows `stride` apart
-    int64_t stride, staged;     // samples that are staged at one time, or 0: they are read where they are
+    bool held;               // units stay in shared memory, rows `stride` apart
+    int64_t stride, staged;  // samples that are staged at one time, or 0: they are read where they are
     int threads;
     size_t shared;
     unsigned long long* counter;
-    void* winners;              // [2, blocks]
+    void* winners;  // [2, blocks]
 };
 
 template <class A>
@@ -51,9 +52,10 @@ struct SomShared {
         return reinterpret_cast<Winner<A>*>(shared_memory()) + n % 2 * kMostWarps;
     }
     __device__ A* samples() const { return reinterpret_cast<A*>(winners(0) + 2 * kMostWarps); }
-    __device__ A* units() const {
+    __device__ A* pulls() const {  // of the samples, two numbers each
         return samples() + (plan.staged > 0 ? (plan.staged + 1) * plan.call.features : 0);
     }
+    __device__ A* units() const { return pulls() + (plan.staged > 0 ? 2 * (plan.staged + 1) : 0); }
 };
 
 // The best of the warp, in all lanes.
@@ -92,36 +94,45 @@ __device__ Winner<A> best_of_all(const SomPlan& plan, const SomShared<A>& shared
     return best;
 }
 
-// How far a unit moves towards sample n.
+// How sample n moves units: squares on the grid are compared with `reach`, or multiplied by it.
 template <class A>
-__device__ A step_of(const SomLearn& call, int64_t n, int64_t unit, int64_t best) {
-    const A rounding = std::is_same_v<A, double> ? static_cast<A>(0x1p-55) : static_cast<A>(0x1p-26);
-    A squares = 0;
+struct Pull {
+    static constexpr A kRounding = std::is_same_v<A, double> ? A(0x1p-55) : A(0x1p-26);  // an eighth of a last digit
+    A reach, rate;
+
+    __device__ static Pull of(const SomLearn& call, int64_t n) {
+        const double sigma = call.sigma[n], squares = sigma * sigma;
+        const bool bubble = call.neighbourhood == Neighbourhood::kBubble;
+        return {bubble ? static_cast<A>(squares * (1 + 1e-9)) * (1 + 64 * kRounding) : static_cast<A>(1 / squares),
+                static_cast<A>(call.rate[n])};
+    }
+    // How far a unit moves.
+    __device__ A step(const SomLearn& call, int64_t unit, int64_t best) const {
+        A squares = 0;
 #pragma unroll
-    for (int axis = 0; axis < 2; ++axis) {
-        const A period = static_cast<A>(call.periods[axis]);
-        A apart = absolute(static_cast<A>(call.coordinates[2 * unit + axis]) -
-                           static_cast<A>(call.coordinates[2 * best + axis]));
-        if (period > 0) {
-            apart = minimum(apart, period - apart);
+        for (int axis = 0; axis < 2; ++axis) {
+            const A period = static_cast<A>(call.periods[axis]);
+            A apart = absolute(static_cast<A>(call.coordinates[2 * unit + axis]) -
+                               static_cast<A>(call.coordinates[2 * best + axis]));
+            if (period > 0) {
+                apart = minimum(apart, period - apart);
+            }
+            squares += apart * apart;
         }
-        squares += apart * apart;
-    }
-    const double sigma = call.sigma[n];
-    A share;
-    if (call.neighbourhood == Neighbourhood::kBubble) {
-        const double reach = sigma * sigma * (1 + 1e-9);
-        share = squares > static_cast<A>(reach) * (1 + 64 * rounding) ? A(0) : A(1);
-    } else {
-        const A scaled = squares * static_cast<A>(1 / (sigma * sigma));
-        share = exponential(scaled * static_cast<A>(-0.5));
-        if (call.neighbourhood == Neighbourhood::kMexicanHat) {
-            share *= 1 - scaled * (A(1) / static_cast<A>(call.dimensions));
+        A share;
+        if (call.neighbourhood == Neighbourhood::kBubble) {
+            share = squares > reach ? A(0) : A(1);
+        } else {
+            const A scaled = squares * reach;
+            share = exponential(scaled * static_cast<A>(-0.5));
+            if (call.neighbourhood == Neighbourhood::kMexicanHat) {
+                share *= 1 - scaled * (A(1) / static_cast<A>(call.dimensions));
+            }
         }
+        const A step = share * rate;
+        return absolute(step) > kRounding ? step : A(0);  // (less than what the sum would keep)
     }
-    const A step = share * static_cast<A>(call.rate[n]);
-    return absolute(step) > rounding ? step : A(0);  // (less than what the sum would keep)
-}
+};
 
 // One unit: moved by a step towards x, unless that is zero, and measured against the next sample, unless there is none.
 // Its lanes get the same measure.
@@ -195,6 +206,11 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
         for (int64_t i = thread; i < count * call.features; i += plan.threads) {
             shared.samples()[i] = input[from * call.features + i];
         }
+        for (int64_t i = thread; i < count; i += plan.threads) {
+            const auto pull = Pull<A>::of(call, from + i);
+            shared.pulls()[2 * i] = pull.reach;
+            shared.pulls()[2 * i + 1] = pull.rate;
+        }
     };
     const auto sample = [&](int64_t n) {
         return plan.staged > 0 ? shared.samples() + (n - staged) * call.features : input + n * call.features;
@@ -208,12 +224,17 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
     const auto pass = [&](int64_t n, int64_t best) {
         const A* x = n >= 0 ? sample(n) : nullptr;
         const A* next = n + 1 < call.samples ? sample(n + 1) : nullptr;
+        Pull<A> pull{};
+        if (n >= 0) {
+            const A* numbers = shared.pulls() + 2 * (n - staged);
+            pull = plan.staged > 0 ? Pull<A>{numbers[0], numbers[1]} : Pull<A>::of(call, n);
+        }
         Winner<A> winner;
         for (int64_t begin = of_warp; begin < units; begin += at_once) {
             const int64_t unit = begin + of_thread - of_warp;
             const bool there = unit < units;
             A* w = own + (there ? unit : units - 1) * plan.stride;
-            const A step = there && best != INT64_MAX ? step_of<A>(call, n, first + unit, best) : A(0);
+            const A step = there && best != INT64_MAX ? pull.step(call, first + unit, best) : A(0);
             const A measure = move_and_measure(plan, w, step, x, next, place);
             if (there) {
                 winner.consider({measure, first + unit});
@@ -252,17 +273,21 @@ SomPlan plan_of(const SomLearn& call, int64_t most_blocks, size_t most_shared) {
     const int64_t winners = 2 * kMostWarps * static_cast<int64_t>(sizeof(Winner<A>));
     plan.staged = std::min(kStagedSamples, kStagedBytes / std::max<int64_t>(call.features * size, 1) - 1);
     plan.staged = std::max<int64_t>(plan.staged, 0);
-    const int64_t samples = plan.staged > 0 ? (plan.staged + 1) * call.features * size : 0;
+    const int64_t samples = plan.staged > 0 ? (plan.staged + 1) * (call.features + 2) * size : 0;
     const int64_t room = static_cast<int64_t>(most_shared) - winners - samples;
+    // How lanes share a sum depends on nothing but the map. Where no device has room for it, neighbouring lanes read
+    // neighbours.
+    const int64_t usual = up(call.units, std::clamp<int64_t>(values / kGrain, 1, kUsualBlocks));
+    const bool large = values * size > kUsualBlocks * kUsualBytes;
+    plan.lanes = 1;
+    while (plan.lanes < kWarp && plan.lanes < call.features && (large || usual * plan.lanes * 2 <= kMostThreads)) {
+        plan.lanes *= 2;
+    }
     // Of the numbers of blocks that are worth it the least whose units fit.
     const int64_t worth = std::clamp<int64_t>(values / kGrain, 1, std::min(most_blocks, call.units));
     const auto lay_out = [&](int64_t blocks) {
         plan.own = up(call.units, blocks);
         plan.blocks = up(call.units, plan.own);
-        plan.lanes = 1;
-        while (plan.lanes < kWarp && plan.own * plan.lanes * 2 <= kMostThreads && plan.lanes < call.features) {
-            plan.lanes *= 2;
-        }
         plan.stride = std::max<int64_t>(up(call.features, plan.lanes), 1);
         plan.stride = (plan.stride + (plan.stride % 2 == 0 ? 1 : 0)) * plan.lanes;  // neighbours in different banks
         plan.held = plan.own * plan.stride * size <= room;
@@ -274,9 +299,6 @@ SomPlan plan_of(const SomLearn& call, int64_t most_blocks, size_t most_shared) {
     }
     if (!plan.held) {
         plan.stride = call.features;
-        while (plan.lanes < kWarp && plan.lanes < call.features) {
-            plan.lanes *= 2;  // neighbouring lanes read neighbours
-        }
     }
     plan.threads = static_cast<int>(std::clamp<int64_t>(up(plan.own * plan.lanes, kWarp) * kWarp, kWarp, kMostThreads));
     plan.shared = static_cast<size_t>(winners + samples + (plan.held ? plan.own * plan.stride * size : 0));

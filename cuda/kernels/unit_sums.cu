@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads, 1) runs_kernel(const __grid_constant
     int32_t unit = args.keys[begin];
     double sum = 0;
     const auto leave = [&](int64_t last) {
-        const bool whole = (first == 0 || args.keys[first - 1] != unit) &&
-                           (last == args.samples || args.keys[last] != unit);
+        const bool whole =
+            (first == 0 || args.keys[first - 1] != unit) && (last == args.samples || args.keys[last] != unit);
         (whole ? args.sums + int64_t{unit} * args.features : part_of(args, run, first == begin))[d] = sum;
     };
     for (int64_t at = begin; at < end; at += kAtOnce) {

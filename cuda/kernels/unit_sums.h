@@ -22,13 +22,13 @@ cudaError_t unit_keys(const UnitKeys& args, cudaStream_t stream);
 struct UnitSums {
     DType dtype;
     int64_t samples, units, features;
-    const void* input;      // [samples, features], features beside each other
-    int64_t input_stride;   // values from one row to the next
-    const int32_t* keys;    // [samples]: units, sorted
-    const int64_t* order;   // [samples]: whose they are
-    double* sums;           // [units, features]
-    int64_t* counts;        // [units]
-    void* workspace;        // of unit_sums_workspace
+    const void* input;     // [samples, features], features beside each other
+    int64_t input_stride;  // values from one row to the next
+    const int32_t* keys;   // [samples]: units, sorted
+    const int64_t* order;  // [samples]: whose they are
+    double* sums;          // [units, features]
+    int64_t* counts;       // [units]
+    void* workspace;       // of unit_sums_workspace
 };
 size_t unit_sums_workspace(const UnitSums& args);
 cudaError_t unit_sums(const UnitSums& args, cudaStream_t stream);

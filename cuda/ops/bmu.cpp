@@ -21,8 +21,17 @@ BmuResult find(const Tensor& input, const Tensor& codebook, const BmuSizes& s) {
     const Tensor x = dense_rows(input), w = dense_rows(codebook);
     const auto distance = call.empty({s.samples, s.neighbours});
     const auto index = at::empty({s.samples, s.neighbours}, input.options().dtype(at::kLong));
-    const Bmu args{dtype_of(input), s.metric,    s.samples,  s.units,    s.features, s.neighbours, x.const_data_ptr(),
-                   w.const_data_ptr(), x.stride(0), w.stride(0), distance.mutable_data_ptr(),
+    const Bmu args{dtype_of(input),
+                   s.metric,
+                   s.samples,
+                   s.units,
+                   s.features,
+                   s.neighbours,
+                   x.const_data_ptr(),
+                   w.const_data_ptr(),
+                   x.stride(0),
+                   w.stride(0),
+                   distance.mutable_data_ptr(),
                    index.mutable_data_ptr<int64_t>()};
     BmuPlan plan;
     C10_CUDA_CHECK(plan_bmu(args, &plan));
@@ -39,15 +48,24 @@ BmuResult sum(const Tensor& input, const Tensor& index, const UnitSumsSizes& s) 
     const auto counts = at::empty({s.units}, index.options());
     const auto keys = at::empty({s.samples}, index.options().dtype(at::kInt));
     const auto wrong = at::empty({1}, index.options().dtype(at::kInt));
+    TORCH_CHECK_VALUE(s.units <= INT32_MAX, "[unit_sums] expected ", INT32_MAX, " units or fewer on a GPU, got ",
+                      s.units);
     C10_CUDA_CHECK(unit_keys({s.samples, s.units, static_cast<const int64_t*>(call.data(index)),
                               keys.mutable_data_ptr<int32_t>(), wrong.mutable_data_ptr<int32_t>()},
                              call.stream));
     check_unit_index(wrong.item<int32_t>() == 0, s.units);
-    const auto [sorted, order] = at::sort(keys, /*stable=*/true);
-    UnitSums args{dtype_of(input), s.samples,   s.units,
-                  s.features,      x.const_data_ptr(), x.stride(0),
-                  sorted.const_data_ptr<int32_t>(), order.const_data_ptr<int64_t>(), sums.mutable_data_ptr<double>(),
-                  counts.mutable_data_ptr<int64_t>(), nullptr};
+    const auto [sorted, order] = at::sort(keys, /*stable=*/std::optional<bool>(true), /*dim=*/0);
+    UnitSums args{dtype_of(input),
+                  s.samples,
+                  s.units,
+                  s.features,
+                  x.const_data_ptr(),
+                  x.stride(0),
+                  sorted.const_data_ptr<int32_t>(),
+                  order.const_data_ptr<int64_t>(),
+                  sums.mutable_data_ptr<double>(),
+                  counts.mutable_data_ptr<int64_t>(),
+                  nullptr};
     args.workspace = call.workspace(unit_sums_workspace(args));
     C10_CUDA_CHECK(unit_sums(args, call.stream));
     return {sums, counts};

@@ -1,8 +1,8 @@
 // Runs best matching units and sums by unit on buffers that are exactly as large as the contract says, without torch:
 //   bmu_driver SEED
 // prints, for each of some calls, a hash of the result of every way there is to lay it out, which are all the same; a
-// failed launch prints "error: <report>", exit 3.
-#include "cuda/kernels/bmu.h"
+// failed launch prints "error: <report>", exit 3. Where values are usual, few samples may need the second search.
+#include "cuda/kernels/bmu_parts.h"
 
 #include <algorithm>
 #include <cmath>
@@ -68,7 +68,12 @@ cudaError_t search(const Drawn& d, BmuWay way, int64_t multiprocessors, uint64_t
                    stored.output(found),
                    index};
     const BmuPlan plan = plan_bmu(args, way, multiprocessors);
-    const cudaError_t error = bmu(args, plan, stored.raw(plan.workspace), nullptr);
+    void* const workspace = stored.raw(plan.workspace);
+    const cudaError_t error = bmu(args, plan, workspace, nullptr);
+    const bool usual = d.steps == 0 && !d.odd && d.features > 0 && 8 * d.neighbours < d.units;
+    if (usual && way != BmuWay::exact && static_cast<const BmuStats*>(workspace)->doubts * 10 > 1ull * d.samples) {
+        std::printf("error: most samples are in doubt\n");
+    }
     *hash = stored.hash();
     for (int64_t i = 0; i < found && error == cudaSuccess; ++i) {
         *hash = *hash * 31 + static_cast<uint64_t>(index[i]);
