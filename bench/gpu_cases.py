@@ -1,5 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, best matching units, each with
-its peers and the least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold and best matching units, each
+with its peers and the least it has to do."""
 
 from __future__ import annotations
 

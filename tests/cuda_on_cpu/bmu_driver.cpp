@@ -89,6 +89,9 @@ int run(const Drawn& d) {
     }
     for (const BmuWay way : ways) {
         for (const int64_t multiprocessors : {1, 3}) {
+            if (multiprocessors > 1 && (way == BmuWay::products || way == BmuWay::sums)) {
+                continue;  // the same
+            }
             uint64_t hash = 0;
             if (const cudaError_t error = search(d, way, multiprocessors, &hash); error != cudaSuccess) {
                 std::printf("error: %d %s\n", static_cast<int>(error), cudaGetErrorString(error));
@@ -152,12 +155,12 @@ int main(int argc, char** argv) {
     }
     constexpr auto kL2 = Metric::kEuclidean, kCosine = Metric::kCosine, kL1 = Metric::kManhattan;
     const std::vector<Drawn> drawings = {
-        {DType::f32, kL2, 130, 200, 3, 1, 0, 0, false},    {DType::f32, kL2, 20, 150, 34, 2, 1e3, 0, false},
-        {DType::f64, kL2, 70, 130, 50, 1, 1e6, 0, false},  {DType::bf16, kL2, 30, 140, 20, 1, 0, 0, false},
-        {DType::f16, kCosine, 20, 60, 17, 2, 0, 0, false}, {DType::f32, kCosine, 40, 129, 70, 1, 0.1, 0, true},
-        {DType::f32, kL2, 50, 90, 5, 3, 0, 4, false},      {DType::f32, kL2, 40, 70, 33, 1, 0, 0, true},
-        {DType::f32, kL1, 140, 131, 37, 1, 5, 0, false},   {DType::f64, kL1, 20, 30, 6, 5, 0, 3, true},
-        {DType::f32, kL2, 9, 12, 0, 2, 0, 0, false},       {DType::f32, kL2, 7, 8, 100, 8, 0, 0, false},
+        {DType::f32, kL2, 130, 136, 3, 1, 0, 0, false},   {DType::f32, kL2, 11, 150, 34, 2, 1e3, 0, false},
+        {DType::f64, kL2, 12, 130, 50, 1, 1e6, 0, false}, {DType::bf16, kL2, 10, 70, 20, 1, 0, 0, false},
+        {DType::f16, kCosine, 9, 60, 17, 2, 0, 0, false}, {DType::f32, kCosine, 10, 129, 70, 1, 0.1, 0, true},
+        {DType::f32, kL2, 9, 90, 5, 3, 0, 4, false},      {DType::f32, kL2, 8, 70, 33, 1, 0, 0, true},
+        {DType::f32, kL1, 130, 20, 37, 1, 5, 0, false},   {DType::f64, kL1, 6, 30, 6, 5, 0, 3, true},
+        {DType::f32, kL2, 9, 12, 0, 2, 0, 0, false},      {DType::f32, kL2, 7, 8, 100, 8, 0, 0, false},
     };
     for (const Drawn& drawn : drawings) {
         cuda_on_cpu_configure(std::strtoull(argv[1], nullptr, 10), 2, 227 * 1024);

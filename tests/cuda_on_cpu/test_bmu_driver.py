@@ -27,17 +27,11 @@ def test_no_overrun_of_any_buffer(workshop, name, count):
     right = hashes(workshop.program(name, DRIVERS[name]), 2)
     assert len({line[0] for line in right}) == count
     assert all(set(line) == {line[0]} for line in right)
-    assert hashes(workshop.program(f"{name}-asan", DRIVERS[name], *ADDRESS_SANITIZER), 1) == right
+    assert hashes(workshop.program(f"{name}-asan", DRIVERS[name], "-O0", *ADDRESS_SANITIZER), 1) == right
 
 
 # By name: the driver, the file, the barrier in it, and the kernel that is made without it.
 BARRIERS = {
-    "after_a_tile": (
-        "bmu",
-        "core/bmu_tiles.cuh",
-        "the tile is there, and the one before it has been used",
-        "bmu_products",
-    ),
     "after_the_groups": ("bmu", "core/bmu_tiles.cuh", "the groups' scores have been written", "bmu_products"),
     "after_the_units": (
         "bmu",
@@ -65,5 +59,8 @@ def test_every_barrier_is_needed(workshop, name):
     objects = [workshop.compile(made, f"-I{folder}")]
     objects += [workshop.compile(other) for other in DRIVERS[driver] if other != source]
     program = workshop.link(f"{driver} without {name} made", objects)
-    found = [subprocess.run([program, str(seed)], capture_output=True, text=True, timeout=240) for seed in range(3)]
-    assert any([line.split() for line in done.stdout.splitlines()] != right for done in found)
+    for seed in range(3):
+        done = subprocess.run([program, str(seed)], capture_output=True, text=True, timeout=240)
+        if [line.split() for line in done.stdout.splitlines()] != right:
+            return
+    pytest.fail("the results are right without it")
