@@ -1,4 +1,4 @@
-"""LSTM, GRU, RNN, attention, layer norm, pooling, convolution and unfold on a GPU:
+"""LSTM, GRU, RNN, attention, layer norm, pooling, convolution, unfold and best matching units on a GPU:
 `python -m bench.gpu --out bench/results/gpu.json`.
 
 Needs torch with CUDA, nothing else. The peers are cuDNN for the layers and convolution (the fastest of its algorithms),

@@ -1,6 +1,9 @@
 """What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, Boltzmann machines, each with
 its peers and the least it has to do."""
 
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold and best matching units, each
+with its peers and the least it has to do."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from bench import ours
 from bench.gpu_hopfield import HopfieldCase
 from bench.gpu_images import ConvCase, ConvPoolCase, PoolCase, UnfoldCase
+from bench.gpu_maps import BmuCase, UnitSumsCase
 from bench.gpu_questions import AnyCase, Question, check
 from bench.gpu_rbm import RbmCase
 from bench.layers import KINDS, layer_work, pair_of_modules, training_step
@@ -188,6 +192,9 @@ CASES: list[AnyCase] = [
     ConvPoolCase(1024, 1, 28, 6),
     UnfoldCase((64, 64, 56, 56)),
     HopfieldCase(2000, 256),
+    BmuCase(480000, 900, 34),
+    BmuCase(60000, 1024, 784),
+    UnitSumsCase(480000, 900, 34),
     Case(100, 64, 512, 512, "GRU"),
     Case(100, 64, 512, 512, "RNN"),
     Case(100, 16, 256, 256),
@@ -216,6 +223,9 @@ CASES: list[AnyCase] = [
     UnfoldCase((8, 3, 224, 224), kernel=7, stride=2),
     RbmCase(10000, 784, 500, 100),
     RbmCase(1797, 64, 256, 10),
+    BmuCase(480000, 10000, 34),
+    BmuCase(256, 10000, 34),
+    UnitSumsCase(60000, 1024, 784),
     Case(100, 16, 256, 256, "GRU"),
     Case(100, 16, 256, 256, "RNN"),
     Case(100, 64, 512, 512, packed=True),
@@ -258,4 +268,6 @@ DRY_CASES: list[AnyCase] = [
     UnfoldCase((2, 3, 7, 8), stride=2),
     RbmCase(9, 7, 5, 4),
     HopfieldCase(20, 5),
+    BmuCase(50, 30, 5),
+    UnitSumsCase(50, 7, 3),
 ]

@@ -101,6 +101,8 @@ SECTIONS = {
         Section("gpu-rbm-sample", "Restricted Boltzmann machine on the GPU, one side drawn", "torch, one by one"),
         Section("gpu-hopfield-sync", "Hopfield network on the GPU, a sweep at once", "torch: product, then signs"),
         Section("gpu-hopfield-async", "Hopfield network on the GPU, a sweep in order", "torch, a loop over the units"),
+        Section("gpu-bmu", "Best matching units on the GPU", "torch.cdist and argmin", 5.0),
+        Section("gpu-unit-sums", "Sums by unit on the GPU", "torch's index_add"),
         Section("lstm-layer-norm", "LSTM with layer norm, training step", "the same cell in PyTorch, torch.compile"),
     )
 }

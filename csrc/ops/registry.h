@@ -18,6 +18,10 @@ template <>
 struct FromPython<at::TensorList> {
     using type = const std::vector<at::Tensor>&;
 };
+template <>
+struct FromPython<at::ArrayRef<double>> {
+    using type = const std::vector<double>&;
+};
 
 class RawKernel {
   public:

@@ -72,6 +72,10 @@ __device__ inline void sine_cosine_pi(double value, double* sine, double* cosine
 // The larger of two; of a number and a not-a-number, the number.
 __device__ inline float maximum(float a, float b) { return fmaxf(a, b); }
 __device__ inline double maximum(double a, double b) { return fmax(a, b); }
+__device__ inline float minimum(float a, float b) { return fminf(a, b); }
+__device__ inline double minimum(double a, double b) { return fmin(a, b); }
+__device__ inline float absolute(float value) { return fabsf(value); }
+__device__ inline double absolute(double value) { return fabs(value); }
 __device__ inline float square_root(float value) { return sqrtf(value); }
 __device__ inline double square_root(double value) { return sqrt(value); }
 
@@ -266,6 +270,14 @@ __device__ inline void grid_barrier(unsigned long long* counter, unsigned long l
         } while (seen < target);
     }
     __syncthreads();
+}
+
+// Whole numbers that threads of any block change: results must not depend on the order in which they come. The value
+// from before.
+__device__ inline unsigned atomic_or(unsigned* to, unsigned value) { return atomicOr(to, value); }
+__device__ inline unsigned atomic_max(unsigned* to, unsigned value) { return atomicMax(to, value); }
+__device__ inline unsigned long long atomic_add(unsigned long long* to, unsigned long long value) {
+    return atomicAdd(to, value);
 }
 
 // Launching ---------------------------------------------------------------------------------------------------------

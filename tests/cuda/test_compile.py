@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu"))
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 ARCHITECTURES = ("80", "90a")
-DISPATCH = {"variant.cu", "conv.cu"}  # these choose among the kernels of other files and have none
+DISPATCH = {"variant.cu", "conv.cu", "bmu.cu"}  # these choose among the kernels of other files and have none
 # These multiply by matrix instructions, whose operands arrive by copies of 16 bytes; but those of GATHERED, by which
 # both are gathered value by value.
 TILED = {f"attention_{name}.cu" for name in ("forward", "query_gradient", "key_gradient", "mask_gradient")}
-TILED |= {"conv_product_tiled.cu", "conv_place_sums_tiled.cu"}
+TILED |= {"conv_product_tiled.cu", "conv_place_sums_tiled.cu", "bmu_products.cu", "bmu_held.cu"}
 GATHERED = re.compile(r"conv_place_sums_kernel\w+ELb0EE")
 # These read whole rows, by loads of 16 bytes wherever a kernel is one for aligned rows.
 ROWS = {"layer_norm_forward.cu", "layer_norm_backward.cu"}

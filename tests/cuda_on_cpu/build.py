@@ -24,7 +24,9 @@ CONV = [source for source in KERNELS if source.stem.startswith("conv")]
 UNFOLD = [source for source in KERNELS if source.stem.startswith("unfold")]
 RBM = [source for source in KERNELS if source.stem.startswith("rbm")]
 HOPFIELD = [source for source in KERNELS if source.stem.startswith("hopfield")]
-OTHERS = (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD, *RBM, *HOPFIELD)
+BMU = [source for source in KERNELS if source.stem.startswith("bmu") or source.stem == "unit_sums"]
+SOM = [source for source in KERNELS if source.stem == "som"]
+OTHERS = (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD, *RBM, *HOPFIELD, *BMU, *SOM)
 RECURRENT = [source for source in KERNELS if source not in OTHERS]
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 CHECKS = sorted((ROOT / "csrc" / "ops").glob("*_check.cpp"))

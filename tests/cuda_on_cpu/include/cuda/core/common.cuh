@@ -134,6 +134,14 @@ A maximum(A a, A b) {
     return std::fmax(a, b);
 }
 template <class A>
+A minimum(A a, A b) {
+    return std::fmin(a, b);
+}
+template <class A>
+A absolute(A value) {
+    return std::fabs(value);
+}
+template <class A>
 A square_root(A value) {
     return std::sqrt(value);
 }
@@ -230,6 +238,13 @@ inline void grid_barrier(unsigned long long* counter, unsigned long long blocks,
         cuda_on_cpu::count_and_wait(counter, blocks, place);
     }
     cuda_on_cpu::block_barrier(place);
+}
+
+// All threads of all blocks take their turns on one processor thread.
+inline unsigned atomic_or(unsigned* to, unsigned value) { return std::exchange(*to, *to | value); }
+inline unsigned atomic_max(unsigned* to, unsigned value) { return std::exchange(*to, *to > value ? *to : value); }
+inline unsigned long long atomic_add(unsigned long long* to, unsigned long long value) {
+    return std::exchange(*to, *to + value);
 }
 
 // Launching ---------------------------------------------------------------------------------------------------------
