@@ -1,8 +1,5 @@
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, Boltzmann machines, each with
-its peers and the least it has to do."""
-
-"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold and best matching units, each
-with its peers and the least it has to do."""
+"""What `bench.gpu` measures: layers, attention, layer norm, pooling, convolution, unfold, maps, memories and Boltzmann
+machines, each with its peers and the least it has to do."""
 
 from __future__ import annotations
 

@@ -158,6 +158,26 @@ def check_conv(device: str) -> Iterator[Check]:
         yield from compare(what, device, run, getattr(functional, name), getattr(reference, name), drawn)
 
 
+def check_bmu(device: str) -> Iterator[Check]:
+    """One unit and several, by every metric."""
+    for metric, k in (("euclidean", 1), ("cosine", 2), ("manhattan", 5)):
+        drawn = draw([(83, 23), (41, 23)], 1)
+
+        def run(op: Callable[..., Any], tensors: list[Tensor], k: int = k, metric: str = metric) -> Any:
+            return (op(*tensors, k, metric)[0],)
+
+        yield from compare(f"bmu, {metric}", device, run, functional.bmu, reference.bmu, drawn)
+
+
+def check_radial_basis(device: str) -> Iterator[Check]:
+    drawn = draw([(83, 23), (41, 23)], 0.5)
+
+    def run(op: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        return (op(*tensors, 0.1),)
+
+    yield from compare("radial basis", device, run, functional.radial_basis, reference.radial_basis, drawn)
+
+
 def check_rbm(device: str) -> Iterator[Check]:
     """One side given the other; and what an epoch of contrastive divergence leaves behind."""
     for what, options in (("up", {}), ("down, Gaussian", {"transposed": True, "units": "gaussian"})):
@@ -259,6 +279,8 @@ CHECKS: dict[str, Callable[[str], Iterator[Check]]] = {
     "layer norm": check_layer_norm,
     "pooling": check_pool,
     "conv": check_conv,
+    "bmu": check_bmu,
+    "radial basis": check_radial_basis,
     "rbm": check_rbm,
     "hopfield": check_hopfield,
 }

@@ -1,5 +1,5 @@
-// A block's tile of a product, for endings that want the same four columns in a thread as one counter of the random
-// numbers serves.
+// A block's tile of a product, or of other sums of pairs, for endings that want the same four columns in a thread as
+// one counter of the random numbers serves.
 #pragma once
 
 #include "cuda/core/for_types.cuh"
@@ -33,9 +33,19 @@ __device__ inline void rbm_stage(A* tile, const Load& load) {
     }
 }
 
-// sum[i][n] += sum over k < depth of row(rbm_row() + 16 i, k) * column(rbm_column() + 16 n, k). Both give zero outside.
-template <int kRows, bool kRowsAlongDepth, bool kColumnsAlongDepth, class A, class Row, class Column>
-__device__ inline void rbm_product(A (&sum)[kRows][4], int64_t depth, const Row& row, const Column& column) {
+struct MultiplyAdd {
+    template <class A>
+    __device__ A operator()(A sum, A a, A b) const {
+        return sum + a * b;
+    }
+};
+
+// sum[i][n] += sum over k < depth of row(rbm_row() + 16 i, k) * column(rbm_column() + 16 n, k), or what `add` makes of
+// the pair. Both give zero outside.
+template <int kRows, bool kRowsAlongDepth, bool kColumnsAlongDepth, class A, class Row, class Column,
+          class Add = MultiplyAdd>
+__device__ inline void rbm_product(A (&sum)[kRows][4], int64_t depth, const Row& row, const Column& column,
+                                   const Add& add = {}) {
     A* const rows = reinterpret_cast<A*>(shared_memory());
     A* const columns = rows + kRbmDepth * (kRows * kRbmSide + 1);
     for (int64_t first = 0; first < depth; first += kRbmDepth) {
@@ -58,7 +68,7 @@ __device__ inline void rbm_product(A (&sum)[kRows][4], int64_t depth, const Row&
             for (int i = 0; i < kRows; ++i) {
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    sum[i][n] += of_row[i] * of_column[n];
+                    sum[i][n] = add(sum[i][n], of_row[i], of_column[n]);
                 }
             }
         }

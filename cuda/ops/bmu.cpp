@@ -4,6 +4,7 @@
 #include <ATen/ops/sort.h>
 #include <torch/library.h>
 
+#include "csrc/ops/dense_rows.h"
 #include "csrc/ops/registry.h"
 #include "cuda/kernels/bmu.h"
 #include "cuda/kernels/unit_sums.h"
@@ -11,9 +12,6 @@
 
 namespace pykernels::cuda {
 namespace {
-
-// Rows whose features lie beside each other.
-Tensor dense_rows(const Tensor& rows) { return rows.size(1) <= 1 || rows.stride(1) == 1 ? rows : rows.contiguous(); }
 
 BmuResult find(const Tensor& input, const Tensor& codebook, const BmuSizes& s) {
     const at::AutoDispatchBelowADInplaceOrView no_autograd;

@@ -26,7 +26,8 @@ RBM = [source for source in KERNELS if source.stem.startswith("rbm")]
 HOPFIELD = [source for source in KERNELS if source.stem.startswith("hopfield")]
 BMU = [source for source in KERNELS if source.stem.startswith("bmu") or source.stem == "unit_sums"]
 SOM = [source for source in KERNELS if source.stem == "som"]
-OTHERS = (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD, *RBM, *HOPFIELD, *BMU, *SOM)
+RADIAL_BASIS = [source for source in KERNELS if source.stem == "radial_basis"]
+OTHERS = (*ATTENTION, *LAYER_NORM, *POOL, *CONV, *UNFOLD, *RBM, *HOPFIELD, *BMU, *SOM, *RADIAL_BASIS)
 RECURRENT = [source for source in KERNELS if source not in OTHERS]
 GLUE = [ROOT / "cuda" / "module.cpp", *sorted((ROOT / "cuda" / "ops").glob("*.cpp"))]
 CHECKS = sorted((ROOT / "csrc" / "ops").glob("*_check.cpp"))
