@@ -131,8 +131,9 @@ struct Best {
 
 // Puts a score where it belongs among `Held + 1` descending ones.
 template <int Held, typename T>
-[[gnu::always_inline]] inline void insert(Vec<T> (&value)[Held + 1], Vec<T> (&number)[Held], Vec<T> score,
-                                          Vec<T> owner) {
+[[gnu::always_inline]] inline void insert(Vec<T> (&value)[Held + 1], Vec<T> (&number)[Held], const Vec<T>& of_new,
+                                          const Vec<T>& new_owner) {
+    Vec<T> score = of_new, owner = new_owner;
 #pragma GCC unroll 8
     for (int i = 0; i < Held; ++i) {
         const Larger<T> better(score, value[i]);
