@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
     for (int64_t part = lanes.place(); part < search.parts; part += kPairLanes) {
         best.add(BestGroups<kHeld>::load(BestGroups<kHeld>::place(search, part, sample)));
     }
-#pragma unroll
+#pragma unroll 1
     for (int lane_xor = 1; lane_xor < kPairLanes; lane_xor *= 2) {
         best.merge(lane_xor);
     }
@@ -60,16 +60,18 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
     }
     Nearest<kHeld> nearest;
     const T* x = input_row<T>(call, sample);
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-        if (i < call.neighbours) {
 #pragma unroll 1
-            for (int member = 0; member < kGroup; ++member) {
-                const int64_t unit = unit_of_group(best.number[i], member);
-                if (unit < call.units) {
-                    nearest.consider({lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
-                }
+    for (int i = 0; i < call.neighbours; ++i) {
+#pragma unroll 1
+        for (int member = 0; member < kGroup; ++member) {
+            const int64_t unit = unit_of_group(best.number[0], member);
+            if (unit < call.units) {
+                nearest.consider({lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
             }
+        }
+#pragma unroll
+        for (int j = 0; j + 1 < kHeld; ++j) {
+            best.number[j] = best.number[j + 1];
         }
     }
     if (lanes.place() == 0) {
