@@ -11,7 +11,7 @@
 namespace pykernels::cuda {
 namespace {
 
-constexpr int kMostThreads = 1024, kMostWarps = kMostThreads / kWarp;
+constexpr int kMostThreads = 512, kMostWarps = kMostThreads / kWarp;
 constexpr int64_t kMostSomBlocks = 256;
 constexpr int64_t kGrain = 1 << 15;  // values of the codebook worth a block, with a grid barrier for each sample
 constexpr int64_t kUsualBlocks = 128, kUsualBytes = 160 << 10;  // of a device, and of a block's shared memory
