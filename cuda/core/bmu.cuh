@@ -81,16 +81,12 @@ struct BestGroups {
         for (int i = 0; i < kHeld; ++i) {
             other.number[i] = shuffle_xor(number[i], lane_xor);
         }
-        add(other);
-    }
-    __device__ void add(const BestGroups& other) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
             insert<false>(other.value[i], other.number[i]);
         }
         value[kHeld] = maximum(value[kHeld], other.value[kHeld]);
     }
-
     __device__ static float* place(const BmuSearch& search, int64_t part, int64_t sample) {
         return search.best + (part * search.slice + sample) * kWords;
     }
@@ -104,17 +100,13 @@ struct BestGroups {
             to[kHeld + 1 + i] = float_of(static_cast<uint32_t>(number[i]));
         }
     }
-    __device__ static BestGroups load(const float* from) {
-        BestGroups best;
-#pragma unroll
-        for (int i = 0; i <= kHeld; ++i) {
-            best.value[i] = from[i];
-        }
+    // With those that are stored.
+    __device__ void add(const float* stored) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
-            best.number[i] = static_cast<int>(bits_of(from[kHeld + 1 + i]));
+            insert<false>(stored[i], static_cast<int>(bits_of(stored[kHeld + 1 + i])));
         }
-        return best;
+        value[kHeld] = maximum(value[kHeld], stored[kHeld]);
     }
 };
 

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kChunks <= 3 ? 2 : 1)
             stage(next_slot, tile + kRing - 1);
         }
         end_copy_group();
-#pragma unroll 1
+#pragma unroll(kChunks == 1 ? 2 : 1)
         for (int row = 0; row < kHeldUnits; row += 16) {
             const unsigned char* units = Shared::units(slot) + row * Shared::kStride;
             const unsigned char* own = units + (lane / 16 * 8 + lane % 8) * Shared::kStride + lane / 8 % 2 * 16;

@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
     sample = there ? sample : search.count - 1;
     BestGroups<kHeld> best;
     for (int64_t part = lanes.place(); part < search.parts; part += kPairLanes) {
-        best.add(BestGroups<kHeld>::load(BestGroups<kHeld>::place(search, part, sample)));
+        best.add(BestGroups<kHeld>::place(search, part, sample));
     }
-#pragma unroll
+#pragma unroll 1
     for (int lane_xor = 1; lane_xor < kPairLanes; lane_xor *= 2) {
         best.merge(lane_xor);
     }
@@ -44,15 +44,14 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
         return;
     }
     const double apart = margin(search, search.size[sample]);
-    bool certain = false;
+    float gap = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-        if (i + 1 == call.neighbours) {
-            certain = apart >= 0 && best.value[i] - best.value[i + 1] > apart;
-        }
+        const float after = best.value[i] - best.value[i + 1];
+        gap = i + 1 == call.neighbours ? after : gap;
     }
     sample += search.first;
-    if (!certain) {
+    if (!(apart >= 0 && gap > apart)) {
         if (lanes.place() == 0) {
             search.doubts[atomic_add(&search.stats->doubts, 1)] = sample;
         }
@@ -60,16 +59,18 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
     }
     Nearest<kHeld> nearest;
     const T* x = input_row<T>(call, sample);
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-        if (i < call.neighbours) {
 #pragma unroll 1
-            for (int member = 0; member < kGroup; ++member) {
-                const int64_t unit = unit_of_group(best.number[i], member);
-                if (unit < call.units) {
-                    nearest.consider({lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
-                }
+    for (int i = 0; i < call.neighbours; ++i) {
+#pragma unroll 1
+        for (int member = 0; member < kGroup; ++member) {
+            const int64_t unit = unit_of_group(best.number[0], member);
+            if (unit < call.units) {
+                nearest.consider({lanes.measure(call.metric, x, codebook_row<T>(call, unit), call.features), unit});
             }
+        }
+#pragma unroll
+        for (int j = 0; j + 1 < kHeld; ++j) {
+            best.number[j] = best.number[j + 1];
         }
     }
     if (lanes.place() == 0) {

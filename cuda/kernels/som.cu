@@ -11,7 +11,7 @@
 namespace pykernels::cuda {
 namespace {
 
-constexpr int kMostThreads = 1024, kMostWarps = kMostThreads / kWarp;
+constexpr int kMostThreads = 512, kMostWarps = kMostThreads / kWarp;
 constexpr int64_t kMostSomBlocks = 256;
 constexpr int64_t kGrain = 1 << 15;  // values of the codebook worth a block, with a grid barrier for each sample
 constexpr int64_t kUsualBlocks = 128, kUsualBytes = 160 << 10;  // of a device, and of a block's shared memory
@@ -39,6 +39,7 @@ struct SomPlan {
     int lanes;
     bool held;               // units stay in shared memory, rows `stride` apart
     int64_t stride, staged;  // samples that are staged at one time, or 0: they are read where they are
+    int64_t row;             // values from one staged sample to the next, a multiple of four
     int threads;
     size_t shared;
     unsigned long long* counter;
@@ -53,7 +54,7 @@ struct SomShared {
     }
     __device__ A* samples() const { return reinterpret_cast<A*>(winners(0) + 2 * kMostWarps); }
     __device__ A* pulls() const {  // of the samples, two numbers each
-        return samples() + (plan.staged > 0 ? (plan.staged + 1) * plan.call.features : 0);
+        return samples() + (plan.staged > 0 ? (plan.staged + 1) * plan.row : 0);
     }
     __device__ A* units() const { return pulls() + (plan.staged > 0 ? 2 * (plan.staged + 1) : 0); }
 };
@@ -134,50 +135,67 @@ struct Pull {
     }
 };
 
-// One unit: moved by a step towards x, unless that is zero, and measured against the next sample, unless there is none.
-// Its lanes get the same measure.
-template <class A>
+// One unit: moved by a step towards x, unless that is zero, and measured against the next sample. Its lanes get the
+// same measure.
+template <class A, Metric kMetric>
 __device__ A move_and_measure(const SomPlan& plan, A* w, A step, const A* x, const A* next, int place) {
-    const SomLearn& call = plan.call;
-    const auto features = call.features;
-    const A* low = static_cast<const A*>(call.bounds);
+    const auto features = static_cast<int>(plan.call.features);
+    const A* low = static_cast<const A*>(plan.call.bounds);
+    const bool moves = step != 0;
     A sum = 0, of_unit = 0, of_next = 0;
-    for (int64_t d = place; d < features; d += plan.lanes) {
+    const auto feature = [&](int d, A towards, A other) {
         A value = w[d];
-        if (step != 0) {
-            value += step * (x[d] - value);
+        if (moves) {
+            value += step * (towards - value);
             if (low != nullptr) {
                 value = value < low[d] ? low[d] : value > low[features + d] ? low[features + d] : value;
             }
             w[d] = value;
         }
-        if (next != nullptr) {
-            const A other = next[d];
-            if (call.metric == Metric::kCosine) {
-                sum += other * value;
-                of_unit += value * value;
-                of_next += other * other;
-            } else {
-                const A apart = other - value;
-                sum += call.metric == Metric::kEuclidean ? apart * apart : absolute(apart);
+        if constexpr (kMetric == Metric::kCosine) {
+            sum += other * value;
+            of_unit += value * value;
+            of_next += other * other;
+        } else {
+            const A apart = other - value;
+            sum += kMetric == Metric::kEuclidean ? apart * apart : absolute(apart);
+        }
+    };
+    if (plan.lanes == 1 && plan.staged > 0) {  // samples are read by fours
+        int d = 0;
+#pragma unroll 1
+        for (; d + 4 <= features; d += 4) {
+            const auto towards = *reinterpret_cast<const Quad<A>*>(x + d);
+            const auto other = *reinterpret_cast<const Quad<A>*>(next + d);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                feature(d + e, towards.value[e], other.value[e]);
             }
+        }
+        for (; d < features; ++d) {
+            feature(d, x[d], next[d]);
+        }
+    } else {
+#pragma unroll 2
+        for (int d = place; d < features; d += plan.lanes) {
+            feature(d, x[d], next[d]);
         }
     }
     for (int lane_xor = 1; lane_xor < plan.lanes; lane_xor *= 2) {
         sum += shuffle_xor(sum, lane_xor);
-        if (call.metric == Metric::kCosine) {
+        if constexpr (kMetric == Metric::kCosine) {
             of_unit += shuffle_xor(of_unit, lane_xor);
             of_next += shuffle_xor(of_next, lane_xor);
         }
     }
-    if (call.metric != Metric::kCosine) {
+    if constexpr (kMetric != Metric::kCosine) {
         return sum;
     }
     const A norms = square_root(of_unit * of_next);
     return 1 - (norms > 0 ? sum / norms : norms * sum);  // (0, or not a number)
 }
 
-template <class A>
+template <class A, Metric kMetric>
 __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_constant__ SomPlan plan) {
     const SomLearn& call = plan.call;
     const SomShared<A> shared{plan};
@@ -204,7 +222,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
         staged = from;
         const int64_t left = call.samples - from, count = left < plan.staged + 1 ? left : plan.staged + 1;
         for (int64_t i = thread; i < count * call.features; i += plan.threads) {
-            shared.samples()[i] = input[from * call.features + i];
+            shared.samples()[i / call.features * plan.row + i % call.features] = input[from * call.features + i];
         }
         for (int64_t i = thread; i < count; i += plan.threads) {
             const auto pull = Pull<A>::of(call, from + i);
@@ -213,7 +231,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
         }
     };
     const auto sample = [&](int64_t n) {
-        return plan.staged > 0 ? shared.samples() + (n - staged) * call.features : input + n * call.features;
+        return plan.staged > 0 ? shared.samples() + (n - staged) * plan.row : input + n * call.features;
     };
     if (plan.staged > 0) {
         stage(0);
@@ -222,8 +240,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
 
     // All units, after sample n and before sample n + 1.
     const auto pass = [&](int64_t n, int64_t best) {
-        const A* x = n >= 0 ? sample(n) : nullptr;
-        const A* next = n + 1 < call.samples ? sample(n + 1) : nullptr;
+        const A* x = sample(n >= 0 ? n : 0);
+        const A* next = sample(n + 1 < call.samples ? n + 1 : n);  // (the last measures are of no use)
         Pull<A> pull{};
         if (n >= 0) {
             const A* numbers = shared.pulls() + 2 * (n - staged);
@@ -235,7 +253,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) learn_kernel(const __grid_con
             const bool there = unit < units;
             A* w = own + (there ? unit : units - 1) * plan.stride;
             const A step = there && best != INT64_MAX ? pull.step(call, first + unit, best) : A(0);
-            const A measure = move_and_measure(plan, w, step, x, next, place);
+            const A measure = move_and_measure<A, kMetric>(plan, w, step, x, next, place);
             if (there) {
                 winner.consider({measure, first + unit});
             }
@@ -271,9 +289,10 @@ SomPlan plan_of(const SomLearn& call, int64_t most_blocks, size_t most_shared) {
     const auto up = [](int64_t count, int64_t of) { return (count + of - 1) / of; };
     const int64_t values = call.units * call.features, size = sizeof(A);
     const int64_t winners = 2 * kMostWarps * static_cast<int64_t>(sizeof(Winner<A>));
-    plan.staged = std::min(kStagedSamples, kStagedBytes / std::max<int64_t>(call.features * size, 1) - 1);
+    plan.row = up(call.features, 4) * 4;
+    plan.staged = std::min(kStagedSamples, kStagedBytes / std::max<int64_t>(plan.row * size, 1) - 1);
     plan.staged = std::max<int64_t>(plan.staged, 0);
-    const int64_t samples = plan.staged > 0 ? (plan.staged + 1) * (call.features + 2) * size : 0;
+    const int64_t samples = plan.staged > 0 ? (plan.staged + 1) * (plan.row + 2) * size : 0;
     const int64_t room = static_cast<int64_t>(most_shared) - winners - samples;
     // How lanes share a sum depends on nothing but the map. Where no device has room for it, neighbouring lanes read
     // neighbours.
@@ -305,13 +324,14 @@ SomPlan plan_of(const SomLearn& call, int64_t most_blocks, size_t most_shared) {
     return plan;
 }
 
-template <class A>
+template <class A, Metric kMetric>
 cudaError_t run(const SomLearn& call, cudaStream_t stream) {
+    const auto kernel = learn_kernel<A, kMetric>;
     size_t shared = 0;
     int64_t blocks = 0;
     cudaError_t error = shared_memory_limit(&shared);
     if (error == cudaSuccess) {
-        error = max_resident_blocks(learn_kernel<A>, kMostThreads, shared, &blocks);
+        error = max_resident_blocks(kernel, kMostThreads, shared, &blocks);
     }
     if (error != cudaSuccess) {
         return error;
@@ -321,10 +341,10 @@ cudaError_t run(const SomLearn& call, cudaStream_t stream) {
     plan.winners = static_cast<unsigned char*>(call.workspace) + 16;
     const dim3 grid(static_cast<unsigned>(plan.blocks)), block(static_cast<unsigned>(plan.threads));
     if (plan.blocks == 1) {
-        return launch(learn_kernel<A>, grid, block, plan.shared, stream, plan);
+        return launch(kernel, grid, block, plan.shared, stream, plan);
     }
     error = cudaMemsetAsync(plan.counter, 0, sizeof(*plan.counter), stream);
-    return error == cudaSuccess ? launch_cooperative(learn_kernel<A>, grid, block, plan.shared, stream, plan) : error;
+    return error == cudaSuccess ? launch_cooperative(kernel, grid, block, plan.shared, stream, plan) : error;
 }
 
 }  // namespace
@@ -335,7 +355,12 @@ cudaError_t som_learn(const SomLearn& args, cudaStream_t stream) {
     if (args.samples == 0) {
         return cudaSuccess;
     }
-    return args.dtype == DType::f64 ? run<double>(args, stream) : run<float>(args, stream);
+    const auto start = [&]<class A>() {
+        return args.metric == Metric::kEuclidean ? run<A, Metric::kEuclidean>(args, stream)
+               : args.metric == Metric::kCosine  ? run<A, Metric::kCosine>(args, stream)
+                                                 : run<A, Metric::kManhattan>(args, stream);
+    };
+    return args.dtype == DType::f64 ? start.template operator()<double>() : start.template operator()<float>();
 }
 
 }  // namespace pykernels::cuda
