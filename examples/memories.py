@@ -27,16 +27,15 @@ SIDE, RULES = 20, ("hebbian", "storkey", "pseudo_inverse")
 
 
 def letters(alphabet: str) -> Tensor:
-    """Letters as patterns of 1 (ink) and -1, [letters, SIDE * SIDE], by the font that Pillow brings."""
+    """Letters as patterns of 1 (ink) and -1, [letters, SIDE * SIDE], by Pillow's own font; each fills its square."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, drawn = ImageFont.load_default(SIDE - 2), []
+    font, drawn = ImageFont.load_default(48), []
     for letter in alphabet:
-        image = Image.new("L", (SIDE, SIDE))
-        left, top, right, bottom = font.getbbox(letter)
-        place = (SIDE - right - left) / 2, (SIDE - bottom - top) / 2
-        ImageDraw.Draw(image).text(place, letter, fill=255, font=font)
-        drawn.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8))
+        box = font.getbbox(letter, stroke_width=2)
+        image = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+        ImageDraw.Draw(image).text((-box[0], -box[1]), letter, fill=255, font=font, stroke_width=2)
+        drawn.append(torch.frombuffer(bytearray(image.resize((SIDE, SIDE)).tobytes()), dtype=torch.uint8))
     return torch.where(torch.stack(drawn) > 96, 1.0, -1.0)
 
 

@@ -321,3 +321,19 @@ def test_units_without_samples_are_named_after_the_nearest():
     som.cluster_centers_ = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
     samples = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.9, 1.0], [1.0, 0.9], [1.1, 1.0]])
     assert names_of_units(som, samples, torch.tensor([3, 3, 7, 7, 2])).tolist() == [3, 7, 7]
+
+
+# --- memories
+
+
+def test_memories_of_letters_and_faces(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("matplotlib").use("Agg")
+    from examples import memories
+
+    found = memories.main(quick=True, folder=tmp_path)
+    assert found["4 letters, hebbian"] >= 0.5 and found["26 letters, hebbian"] < 0.1
+    assert found["4 letters, pseudo_inverse"] == found["26 letters, pseudo_inverse"] == 1
+    assert found["load 0.05"] > 0.99 and found["load 0.30"] < 0.8
+    assert found["faces"] > 0.9 and found["faces apart"] < 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces.png", "letters.png"]
