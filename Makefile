@@ -10,6 +10,7 @@ VENV       := .venv
 PY         := $(VENV)/bin/python
 READY      := $(VENV)/.pykernels-ready
 INSTALLED  := $(VENV)/.pykernels-installed
+PEERS      := $(VENV)/.pykernels-peers
 
 PYTHON_CODE := pykernels build_backend bench examples tests setup.py
 CPP_FOLDERS := $(wildcard csrc cuda tests/cuda_on_cpu)
@@ -38,7 +39,11 @@ build: $(INSTALLED)
 test: build
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-bench: build
+$(PEERS): $(READY) requirements-bench.txt
+	@$(PY) -m pip install --quiet torch==$(TORCH) --requirement requirements-bench.txt
+	@touch $@
+
+bench: build $(PEERS)
 	$(PY) -m bench
 
 demo: build
