@@ -69,14 +69,12 @@ def run(shape: tuple[int, int, int], k: int, target: float, compare: Any) -> Non
     compare("bmu", label, works, grad=False, work=work, target=target, why=WHY)
 
 
-@pytest.mark.parametrize("shape", SEARCHES, ids=lambda shape: "N{}-K{}-D{}".format(*shape))
-def test_bmu(shape, compare):
-    run(shape, 1, SEARCHES[shape], compare)
+ROWS = [*((shape, 1) for shape in SEARCHES), ((10000, 400, 64), 2), ((10000, 400, 64), 8)]
 
 
-@pytest.mark.parametrize("k", [2, 8])
-def test_bmu_several(k, compare):
-    run((10000, 400, 64), k, 1.0, compare)
+@pytest.mark.parametrize(("shape", "k"), ROWS, ids=str)
+def test_bmu(shape, k, compare):
+    run(shape, k, SEARCHES[shape] if k == 1 else 1.0, compare)
 
 
 @pytest.mark.parametrize(

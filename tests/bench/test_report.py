@@ -185,7 +185,8 @@ def test_gpu_script_runs_dry(tmp_path):
     found = {row["section"] for row in report_rows(report)}
     kinds = ("lstm", "gru", "rnn", "attention", "layer-norm", "pool", "conv")
     expected = {f"gpu-{kind}-{question}" for kind in kinds for question in ("forward", "training")}
-    assert found == expected | {"gpu-conv-pool", "gpu-unfold", "gpu-fold", "gpu-rbm", "gpu-rbm-sample"}
+    others = "conv-pool", "unfold", "fold", "rbm", "rbm-sample", "hopfield-sync", "hopfield-async", "bmu", "unit-sums"
+    assert found == expected | {f"gpu-{other}" for other in others}
     assert "cuDNN" in page.render(report)
 
 
