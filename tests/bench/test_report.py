@@ -185,6 +185,7 @@ def test_gpu_script_runs_dry(tmp_path):
     found = {row["section"] for row in report_rows(report)}
     kinds = ("lstm", "gru", "rnn", "attention", "layer-norm", "pool", "conv")
     expected = {f"gpu-{kind}-{question}" for kind in kinds for question in ("forward", "training")}
+    expected |= {"gpu-hopfield-sync", "gpu-hopfield-async"}
     assert found == expected | {"gpu-conv-pool", "gpu-unfold", "gpu-fold"}
     assert "cuDNN" in page.render(report)
 
