@@ -94,22 +94,25 @@ class Outgoing {
     static constexpr int64_t kBlock = 16, kTile = 64;
     int64_t tiles() const { return (units_ + kTile - 1) / kTile; }
 
+    void ask_for(int64_t row, int64_t first, int64_t count) const {
+        for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(S)))
+            __builtin_prefetch(weight_ + row * units_ + first + i);
+    }
+
     // Rows i … i+63 from the diagonal on, beside the columns of these numbers, tile by tile. Every line is in another
-    // place: those of the next tile are asked for.
+    // place: those of the next tile are asked for, a few at a time.
     bool is_symmetric(int64_t i) const {
         const int64_t high = std::min(kTile, units_ - i);
         alignas(64) S turned[kTile * kTile];
         for (int64_t j = i; j < units_; j += kTile) {
             const int64_t wide = std::min(kTile, units_ - j);
-            for (int64_t r = 0; r < std::min(kTile, units_ - j - kTile); ++r)
-                for (int64_t c = 0; c < high; c += 64 / static_cast<int64_t>(sizeof(S)))
-                    __builtin_prefetch(weight_ + (j + kTile + r) * units_ + i + c);
-            for (int64_t r = 0; r < high && j + kTile < units_; ++r)
-                for (int64_t c = 0; c < kTile; c += 64 / static_cast<int64_t>(sizeof(S)))
-                    __builtin_prefetch(weight_ + (i + r) * units_ + j + kTile + c);
-            for (int64_t r = 0; r < wide; r += kBlock)
+            const int64_t left = std::min(kTile, units_ - j - kTile);  // of the next tile
+            for (int64_t r = 0; r < wide; r += kBlock) {
+                for (int64_t row = r; row < std::min(r + kBlock, left); ++row) ask_for(j + kTile + row, i, high);
+                for (int64_t row = r; row < std::min(r + kBlock, high); ++row) ask_for(i + row, j + kTile, left);
                 pack_transposed<S>(weight_ + (j + r) * units_ + i, units_, std::min(kBlock, wide - r), high, turned + r,
                                    kTile);
+            }
             for (int64_t r = 0; r < high; ++r)
                 if (std::memcmp(turned + r * kTile, weight_ + (i + r) * units_ + j,
                                 static_cast<std::size_t>(wide) * sizeof(S)) != 0)

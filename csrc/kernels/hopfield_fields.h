@@ -124,10 +124,6 @@ class HopfieldFields {
         const int64_t depth = std::min<int64_t>(Codes::kUnits, units_ - first);
         if (depth < Codes::kUnits || used < kBlock) std::fill_n(turned_.get(), Codes::kUnits * kBlock, Acc(0));
         const S* source = weight_ + column * units_ + first;
-        // Each line of the weights is far away and needed once: those of a later block are asked for now.
-        for (int64_t j = 0; j < used; ++j)
-            for (int i = 0; i < static_cast<int>(Codes::kUnits * sizeof(S)); i += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(source + j * units_ + kAhead * Codes::kUnits) + i);
         for (int64_t j = 0; j < used; j += 16) {
             const int64_t count = std::min<int64_t>(16, used - j);
             if constexpr (std::is_same_v<S, Acc>) {
@@ -141,6 +137,12 @@ class HopfieldFields {
             }
         }
         for (int g = 0; g < Codes::kGroups; ++g) {
+            // Every line of the weights is far away and needed once: those of a later block are asked for, a few at a
+            // time.
+            constexpr int kRows = kBlock / Codes::kGroups;
+            for (int64_t j = g * kRows; j < std::min<int64_t>((g + 1) * kRows, used); ++j)
+                for (int i = 0; i < static_cast<int>(Codes::kUnits * sizeof(S)); i += 64)
+                    __builtin_prefetch(reinterpret_cast<const char*>(source + j * units_ + kAhead * Codes::kUnits) + i);
             const Acc* const w = turned_ + g * Codes::kGroup * kBlock;
             Acc* const table = tables_ + g * Codes::kEntries * kBlock;
             for (int v = 0; v < kBlock; v += width) {

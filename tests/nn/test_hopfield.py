@@ -181,7 +181,7 @@ def test_arrays_in_arrays_out(cpu_only):
     for kind in (torch.int64, torch.int8, torch.float64):
         found = net(torch.from_numpy(f).to(kind))
         assert found.dtype == kind and torch.equal(found, torch.from_numpy(f).to(kind))
-    assert Hopfield(2).store([[1, -1]]).n_patterns == 1
+    assert Hopfield(20).store([[1, -1] * 10]).n_patterns == 1
 
 
 def test_random_states(cpu_only):
