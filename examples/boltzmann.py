@@ -11,7 +11,7 @@
 
 What to look for: pre-training is worth most where there are few names and where the network is deep; reconstructions by
 a trained code of eight numbers are better than by eight principal components. `--pictures FOLDER` also draws what the
-hidden units look for, reconstructions and dreams, with matplotlib; `--quick` (or
+hidden units look for, reconstructions and dreams, with matplotlib; `--quick`
 makes it a check of a few seconds.
 
 Sources: Hinton 2002 (https://doi.org/10.1162/089976602760128018), Hinton, Osindero and Teh 2006

@@ -1,5 +1,5 @@
 // Best matching units. A block of samples meets all units in single or double precision; where the best scores are
-// farther apart than rounding errors, they stand. Samples in doubt (a few in a thousand) meet the units once more, and
+// farther apart than rounding errors, they stand. Samples in doubt meet the units once more, and
 // those units that may have won are measured in double precision.
 #include "kernels/bmu.h"
 

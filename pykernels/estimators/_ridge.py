@@ -15,7 +15,6 @@ from sklearn.utils.validation import _check_y, check_consistent_length
 from torch import Tensor
 
 from ._base import Estimator, Rows, generator_of
-from ._som_training import added_up, blocks_of
 
 _BLOCK = 8192  # samples whose hidden units exist at a time
 
@@ -62,7 +61,7 @@ class RidgeNetwork(Estimator):
             hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
             h_sums = h_sums + hidden.mT @ hidden
             t_sums = t_sums + hidden.mT @ targets[begin : begin + len(block)].to(hidden)
-        summed = added_up(torch.cat([h_sums, t_sums], 1))
+        summed = torch.cat([h_sums, t_sums], 1)
         self._coefficients, self._intercept = ridge(
             summed[:, : len(summed)], summed[:, len(summed) :], float(self.alpha), self.fit_intercept
         )
@@ -143,7 +142,7 @@ def cluster(rows: Rows, count: int, n_iter: int, generator: torch.Generator) -> 
         farthest: list[tuple[float, int]] = []
         sums = torch.zeros(count, rows.n_features, dtype=torch.float64, device=rows.device)
         counts = torch.zeros(count, dtype=torch.int64, device=rows.device)
-        for begin, block in blocks_of(rows):
+        for begin, block in rows.blocks(_BLOCK):
             distance, index = bmu(block, centers)
             some, number = torch.ops.pykernels.unit_sums(block, index, count)
             sums += some

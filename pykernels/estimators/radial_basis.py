@@ -22,7 +22,7 @@ _ABOUT = r"""
 
     with centres :math:`t_i` found by clustering the samples (Lloyd's algorithm, by the search for best matching units)
     and :math:`\beta = (H^\top H + \lambda I)^{-1} H^\top T` by ridge regression, H being what the hidden units give for
-    the samples. Under `torch.distributed`, sums of the output layer are those of all processes.
+    the samples.
 
     Args:
         n_centers: how many centres; all samples where there are fewer.

@@ -261,7 +261,7 @@ class SOM(Pictures, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return self._look_up(X, 1)[1]
 
     def transform(self, X: Any) -> Any:
-        """Distances of each sample from all units, [N, K]."""
+        """Distances of each sample from all units, [N, K], by torch: here the table is what is wanted."""
         rows = self._fitted_rows(X)
         codebook = self._codebook(rows)
         parts = [distances(block, codebook, self.metric) for _, block in blocks_of(rows)]
